@@ -1,0 +1,118 @@
+"""The diffusion transformer: every latent voxel sees every other, in space and in time.
+
+A block is self-attention over all tokens of all frames at once, cross-attention to the caption, and a
+feed-forward layer. Unusual (paper, section 3): queries and keys are RMS-normalised, the time t reaches all
+blocks through *one* shared linear layer plus a small table per block (adaLN-single), and t may differ from
+token to token: a token with t = 0 is a given picture, which is all that image-to-video needs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minltx.layers import Attention, FeedForward, TimestepEmbedder, rms_norm
+from minltx.rope import latent_coordinates, rope_tables, rotate
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The defaults are the released 2 B LTX-Video 0.9.5 (SPEC 3.1). `stride` is the VAE's; `max_position` is in
+    seconds, pixels, pixels; `causal_time` says whether RoPE knows that the first latent frame is one pixel frame."""
+
+    latent_channels: int = 128
+    width: int = 2048
+    depth: int = 28
+    heads: int = 32
+    text_width: int = 4096
+    stride: tuple = (8, 32, 32)
+    max_position: tuple = (20.0, 2048.0, 2048.0)
+    theta: float = 10000.0
+    causal_time: bool = True
+
+
+def flatten_latent(latent):
+    """(B, C, f, h, w) -> tokens (B, N, C), frame-major: index = (frame*h + row)*w + column."""
+    return latent.flatten(2).transpose(1, 2)
+
+
+def unflatten_tokens(tokens, grid):
+    """The inverse of `flatten_latent`: tokens (B, N, C), grid (f, h, w) -> (B, C, f, h, w)."""
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+class Block(nn.Module):
+    """One transformer block. Cross-attention has no norm in front of it, no gate and no RoPE."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.attn1 = Attention(width, heads)
+        self.attn2 = Attention(width, heads)
+        self.ff = FeedForward(width)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+
+    def forward(self, h, text, text_mask, modulation, rope):
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = \
+            (self.scale_shift_table + modulation).unbind(2)                               # each (B, 1 or N, D)
+        h = h + gate_msa * self.attn1(rms_norm(h) * (1 + scale_msa) + shift_msa, rotate=rope)
+        h = h + self.attn2(h, text, text_mask)
+        return h + gate_mlp * self.ff(rms_norm(h) * (1 + scale_mlp) + shift_mlp)          # (B, N, D)
+
+
+class DiT(nn.Module):
+    """Noisy latent, time and caption -> velocity."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, D = config, config.width
+        self.patchify_proj = nn.Linear(config.latent_channels, D)
+        self.time_embedder = TimestepEmbedder(D, D)
+        self.time_modulation = nn.Linear(D, 6 * D)
+        self.caption_projection = nn.Sequential(nn.Linear(config.text_width, D), nn.GELU("tanh"), nn.Linear(D, D))
+        self.blocks = nn.ModuleList(Block(D, config.heads) for _ in range(config.depth))
+        self.scale_shift_table = nn.Parameter(torch.randn(2, D) / D**0.5)
+        self.proj_out = nn.Linear(D, config.latent_channels)
+        self.initialize()
+
+    def initialize(self):
+        """Xavier everywhere; a quiet start for what steers (time, caption); a last layer of zeros.
+
+        With it the untrained network predicts velocity 0 and the loss starts at its known value, the variance
+        of noise - x0, instead of first unlearning noise of its own. The released recipe also zeroes the
+        cross-attention's output (SPEC 3.5), which costs the caption a step or two; we do not.
+        """
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        for layer in (self.time_embedder.linear_1, self.time_embedder.linear_2, self.time_modulation,
+                      self.caption_projection[0]):
+            nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(self.proj_out.weight)
+
+    def forward(self, latent, t, text, text_mask=None, fps=24.0):
+        """Velocity (B, C, f, h, w) at the noisy, normalised latent (B, C, f, h, w).
+
+        t in [0, 1]: (B,), or (B, f, h, w) for a time per token. text (B, L, text width), text_mask (B, L) with
+        1 = keep (None: keep all). fps is frames per second of the pixels, not of the latents.
+        """
+        grid = tuple(latent.shape[2:])
+        coordinates = latent_coordinates(grid, self.config.stride, fps, self.config.causal_time, latent.device)
+        v = self.forward_tokens(flatten_latent(latent), t.flatten(1) if t.ndim > 1 else t[:, None],
+                                coordinates, text, text_mask)
+        return unflatten_tokens(v, grid)
+
+    def forward_tokens(self, tokens, t, coordinates, text, text_mask=None):
+        """The same for any set of tokens (B, N, C) with times (B, 1 or N) and coordinates (3, N) -> (B, N, C)."""
+        c = self.config
+        cos, sin = rope_tables(coordinates, c.width, c.max_position, c.theta)             # (N, D) each
+        h = self.patchify_proj(tokens)                                                    # (B, N, D)
+        time = self.time_embedder(1000 * t)                                               # (B, 1 or N, D)
+        modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))            # (B, 1 or N, 6, D)
+        text = self.caption_projection(text)                                              # (B, L, D)
+        for block in self.blocks:
+            h = block(h, text, text_mask, modulation, lambda x: rotate(x, cos, sin))
+        shift, scale = (self.scale_shift_table + time[:, :, None]).unbind(2)              # (B, 1 or N, D)
+        h = F.layer_norm(h, (c.width,), eps=1e-6) * (1 + scale) + shift
+        return self.proj_out(h)                                                           # (B, N, C)

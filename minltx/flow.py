@@ -1,0 +1,66 @@
+"""Rectified flow: the straight path from data to noise, its velocity, training times and schedules.
+
+Pure functions on tensors of any shape; the same file moves 2-D points in a notebook and video latents. Time
+runs as in LTX-Video: t = 1 is noise, t = 0 is data. Unusual: both the training times and the sampler's steps
+are shifted towards noise by the number of tokens, because the more tokens show the same thing, the more noise
+it takes to hide it (SPEC 4).
+"""
+
+import math
+
+import torch
+
+
+def like(t, x):
+    """t (B, ...) with ones appended, so that it multiplies x (B, ..., more axes)."""
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def interpolate(x0, noise, t):
+    """The point z_t = (1 - t) x0 + t noise on the straight path; t (B,) or broadcastable to x0."""
+    t = like(t, x0)
+    return (1 - t) * x0 + t * noise
+
+
+def velocity(x0, noise):
+    """dz/dt along the path, constant in t: what the network learns."""
+    return noise - x0
+
+
+def predict_x0(z, v, t):
+    """Where the path from z with velocity v ends: x0 = z - t v."""
+    return z - like(t, z) * v
+
+
+def flow_loss(v, target, weight):
+    """Mean squared error over the places that count; weight (1 = counts, 0 = given) broadcastable to v."""
+    weight = weight.expand_as(v)
+    return ((v - target).square() * weight).sum() / weight.sum()
+
+
+def shift(tokens):
+    """The shift mu of SPEC 4.2: 0.95 at 1024 tokens, 2.05 at 4096, a straight line that is not clamped."""
+    return 0.95 + (tokens - 1024) * (2.05 - 0.95) / (4096 - 1024)
+
+
+def sample_t(count, tokens, generator=None):
+    """Training times (count,): logit-normal around the shift, its tails cut at the 0.5 and 99.9 percentiles
+    and stretched to [0, 1], and one in ten uniform, so that no time starves (SPEC 4.2)."""
+    mu = shift(tokens)
+    low, high = (1 / (1 + math.exp(-(mu + z))) for z in (-2.5758, 3.0902))
+    t = torch.sigmoid(mu + torch.randn(count, generator=generator))
+    t = ((t - low) / (high - low)).abs().clamp(0, 1)
+    uniform = torch.rand(2, count, generator=generator)
+    return torch.where(uniform[0] < 0.1, uniform[1], t)
+
+
+def shifted_schedule(steps, tokens, terminal=0.1):
+    """The sampler's times (steps + 1,), from 1 down to 0: uniform steps, shifted towards noise by the number
+    of tokens and stretched so that the last time before 0 is `terminal` (None: not stretched) (SPEC 4.3)."""
+    if steps < 1:
+        raise ValueError(f"the sampler needs at least 1 step, not {steps}")
+    t = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
+    t = math.exp(shift(tokens)) / (math.exp(shift(tokens)) + (1 / t - 1))
+    if terminal is not None and steps > 1:
+        t = 1 - (1 - t) * (1 - terminal) / (1 - t[-1])
+    return torch.cat([t, t.new_zeros(1)]).float()

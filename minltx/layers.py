@@ -1,0 +1,92 @@
+"""The few layers that more than one network uses: the clock, attention and the feed-forward."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def timestep_embedding(t, width=256):
+    """Sinusoids of t: (...,) -> (..., width), cosines first, then sines, computed in float32 (SPEC 2.1, 3.2).
+
+    t is already scaled (1000 times flow time), so that one unit is a thousandth of the way to pure noise.
+    """
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[..., None] * frequencies                       # (..., width/2)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)            # (..., width)
+
+
+class TimestepEmbedder(nn.Module):
+    """Scaled time (...,) -> vector (..., width): sinusoids through two linear layers."""
+
+    def __init__(self, hidden, width):
+        super().__init__()
+        self.linear_1 = nn.Linear(256, hidden)
+        self.linear_2 = nn.Linear(hidden, width)
+
+    def forward(self, t):
+        x = timestep_embedding(t).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+def rms_norm(x, eps=1e-6):
+    """x / sqrt(mean(x^2) + eps) over the last axis; the statistics are float32 whatever the dtype of x."""
+    x32 = x.float()
+    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """RMS normalisation over the last axis with a learned weight; (..., D) -> (..., D)."""
+
+    def __init__(self, width, eps=1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        return rms_norm(x, self.eps) * self.weight
+
+
+class Attention(nn.Module):
+    """Multi-head attention through torch's SDPA (flash attention where the device has it).
+
+    x (B, N, D) asks, context (B, M, context width) answers (default: x itself) -> (B, N, D). Queries and keys
+    are RMS-normalised over all of D *before* the split into heads, and rotated there too if `rotate` (a
+    function (B, N, D) -> (B, N, D)) is given. mask (B, M): 1 = keep; a masked key gets a bias of -10000
+    (SPEC 3.2, step 8).
+    """
+
+    def __init__(self, width, heads, context_width=None):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(context_width or width, width)
+        self.to_v = nn.Linear(context_width or width, width)
+        self.q_norm = RMSNorm(width)
+        self.k_norm = RMSNorm(width)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, x, context=None, mask=None, rotate=None):
+        context = x if context is None else context
+        q, k, v = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(context)), self.to_v(context)
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
+        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in (q, k, v))  # (B, heads, N, D/heads)
+        if mask is not None:
+            mask = ((1 - mask.to(q.dtype)) * -10000.0)[:, None, None, :]                  # (B, 1, 1, M)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)                     # (B, heads, N, D/heads)
+        return self.to_out(out.transpose(1, 2).flatten(2))                                # (B, N, D)
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU (tanh form), linear, with a hidden layer of four times the width; (..., D) -> (..., D)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear_1 = nn.Linear(width, 4 * width)
+        self.linear_2 = nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))

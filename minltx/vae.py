@@ -1,0 +1,250 @@
+"""The Video-VAE: compress hard, and let the decoder do the last denoising step.
+
+Three things are unusual (paper, section 2). The encoder starts from patches, so one latent voxel stands for a
+whole box of pixels (32x32x8 of them at full size, 1:192) and the transformer needs no patches of its own. One
+log-variance is shared by all channels of a voxel, so that the KL term cannot buy its peace by giving up some
+channels. And the decoder is told a time t: its input may still carry noise, and going from latents to pixels
+is also the last step of denoising.
+
+The encoder is causal: latent frame k sees pixel frames 0..stride*k and nothing later, so the latent of a
+clip's first frame is the latent of that frame alone, and an image is a clip of one frame.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minltx.layers import TimestepEmbedder
+from minltx.patchify import depth_to_space, patchify, space_to_depth, unpatchify
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Blocks are ("res", n): n residual blocks; ("down", stride, k): k times wider; ("up", stride, k): k times
+    narrower. A stride is (frames, rows, columns). The defaults are the released LTX-Video 0.9.5 (SPEC 1.8)."""
+
+    latent_channels: int = 128
+    patch: int = 4
+    encoder_width: int = 128
+    encoder_blocks: tuple = (("res", 4), ("down", (1, 2, 2), 2), ("res", 6), ("down", (2, 1, 1), 2), ("res", 6),
+                             ("down", (2, 2, 2), 2), ("res", 2), ("down", (2, 2, 2), 2), ("res", 2))
+    decoder_width: int = 1024
+    decoder_blocks: tuple = (("res", 5), ("up", (2, 2, 2), 2), ("res", 5), ("up", (2, 2, 2), 2), ("res", 5),
+                             ("up", (2, 2, 2), 2), ("res", 5))
+    resample_kernel: int = 3  # of the convolutions inside "down" and "up"; 1 is much cheaper
+    timestep_conditioning: bool = True  # is the decoder told t?
+
+    @property
+    def stride(self):
+        """Pixels per latent voxel: (frames, rows, columns)."""
+        stride = [1, self.patch, self.patch]
+        for name, *args in self.encoder_blocks:
+            if name == "down":
+                stride = [a * b for a, b in zip(stride, args[0])]
+        return tuple(stride)
+
+
+class CausalConv3d(nn.Module):
+    """A convolution that repeats edge frames in time and pads zeros in space; the grid keeps its size.
+
+    Causal: all the padding in front (a frame never sees the next). Not causal: half in front, half behind.
+    Zeros in time would tell the network where the clip begins by making it fade to black (SPEC 1.3).
+    """
+
+    def __init__(self, inputs, outputs, kernel=3, causal=True):
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, kernel, padding=(0, kernel // 2, kernel // 2))
+        self.front, self.back = (kernel - 1, 0) if causal else (kernel // 2, kernel // 2)
+
+    def forward(self, x):
+        frames = [x[:, :, :1]] * self.front + [x] + [x[:, :, -1:]] * self.back
+        return self.conv(torch.cat(frames, dim=2) if len(frames) > 1 else x)
+
+
+def pixel_norm(x):
+    """Scale every voxel's channel vector to unit mean square; no parameters (SPEC 1.4)."""
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+def modulate(x, shift, scale):
+    """x (B, C, f, h, w), shift and scale (B, C): the adaptive norm's two numbers per channel."""
+    return x * (1 + scale[:, :, None, None, None]) + shift[:, :, None, None, None]
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, around a shortcut; in a decoder that is told t, t moves both norms."""
+
+    def __init__(self, width, causal, conditioned):
+        super().__init__()
+        self.conv1 = CausalConv3d(width, width, causal=causal)
+        self.conv2 = CausalConv3d(width, width, causal=causal)
+        self.scale_shift_table = nn.Parameter(torch.randn(4, width) / width**0.5) if conditioned else None
+
+    def forward(self, x, time=None):
+        shift1 = scale1 = shift2 = scale2 = torch.zeros_like(x[:, :, 0, 0, 0])            # (B, C)
+        if self.scale_shift_table is not None:
+            shift1, scale1, shift2, scale2 = (self.scale_shift_table + time).unbind(1)
+        h = self.conv1(F.silu(modulate(pixel_norm(x), shift1, scale1)))
+        h = self.conv2(F.silu(modulate(pixel_norm(h), shift2, scale2)))
+        return x + h
+
+
+class ResGroup(nn.Module):
+    """n residual blocks of one width, which share one time embedder (SPEC 2.1)."""
+
+    def __init__(self, width, n, causal, conditioned):
+        super().__init__()
+        self.time_embedder = TimestepEmbedder(4 * width, 4 * width) if conditioned else None
+        self.res_blocks = nn.ModuleList(ResBlock(width, causal, conditioned) for _ in range(n))
+
+    def forward(self, x, t=None):
+        time = None
+        if self.time_embedder is not None:
+            time = self.time_embedder(t).unflatten(-1, (4, -1))                           # (B, 4, C)
+        for block in self.res_blocks:
+            x = block(x, time)
+        return x
+
+
+class Downsample(nn.Module):
+    """Space-to-depth twice: once after a convolution, once as a shortcut that averages channels (SPEC 1.7)."""
+
+    def __init__(self, width, stride, widen, kernel):
+        super().__init__()
+        self.stride, self.outputs = stride, width * widen
+        self.conv = CausalConv3d(width, self.outputs // (stride[0] * stride[1] * stride[2]), kernel)
+
+    def forward(self, x, t=None):
+        if self.stride[0] == 2:
+            x = torch.cat([x[:, :, :1], x], dim=2)    # 2k+1 frames become 2(k+1): frame 0 gets a box of its own
+        shortcut = space_to_depth(x, self.stride)                                         # (B, C*P, f, h, w)
+        shortcut = shortcut.unflatten(1, (self.outputs, -1)).mean(dim=2)                  # (B, outputs, f, h, w)
+        return space_to_depth(self.conv(x), self.stride) + shortcut
+
+
+class Upsample(nn.Module):
+    """Depth-to-space twice: once after a convolution, once as a shortcut that repeats channels (SPEC 1.6)."""
+
+    def __init__(self, width, stride, narrow, kernel):
+        super().__init__()
+        self.stride = stride
+        box = stride[0] * stride[1] * stride[2]
+        self.conv = CausalConv3d(width, box * width // narrow, kernel, causal=False)
+        self.repeats = box // narrow
+
+    def forward(self, x, t=None):
+        shortcut = depth_to_space(x, self.stride).repeat(1, self.repeats, 1, 1, 1)        # (B, C/narrow, F, H, W)
+        x = depth_to_space(self.conv(x), self.stride) + shortcut
+        return x[:, :, 1:] if self.stride[0] == 2 else x   # undo the frame that Downsample put in front
+
+
+def build_blocks(blocks, width, kernel, causal, conditioned):
+    """A config's block list as modules, and the width at its end."""
+    modules = nn.ModuleList()
+    for name, *args in blocks:
+        if name == "res":
+            modules.append(ResGroup(width, args[0], causal, conditioned))
+        elif name == "down":
+            modules.append(Downsample(width, args[0], args[1], kernel))
+            width *= args[1]
+        elif name == "up":
+            modules.append(Upsample(width, args[0], args[1], kernel))
+            width //= args[1]
+        else:
+            raise ValueError(f"unknown VAE block {name!r}: use 'res', 'down' or 'up'")
+    return modules, width
+
+
+class Encoder(nn.Module):
+    """Video (B, 3, F, H, W) -> (B, latent channels + 1, f, h, w): the means and one log-variance per voxel."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.patch = config.patch
+        self.conv_in = CausalConv3d(3 * config.patch**2, config.encoder_width)
+        self.down_blocks, width = build_blocks(config.encoder_blocks, config.encoder_width,
+                                               config.resample_kernel, causal=True, conditioned=False)
+        self.conv_out = CausalConv3d(width, config.latent_channels + 1)
+
+    def forward(self, video):
+        x = self.conv_in(patchify(video, self.patch))
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(pixel_norm(x)))
+
+
+class Decoder(nn.Module):
+    """Latent (B, latent channels, f, h, w) and t (B,) -> video (B, 3, F, H, W)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.patch, conditioned = config.patch, config.timestep_conditioning
+        self.conv_in = CausalConv3d(config.latent_channels, config.decoder_width, causal=False)
+        self.up_blocks, width = build_blocks(config.decoder_blocks, config.decoder_width,
+                                             config.resample_kernel, causal=False, conditioned=conditioned)
+        self.conv_out = CausalConv3d(width, 3 * config.patch**2, causal=False)
+        self.timestep_scale_multiplier = nn.Parameter(torch.tensor(1000.0)) if conditioned else None
+        self.last_time_embedder = TimestepEmbedder(2 * width, 2 * width) if conditioned else None
+        self.last_scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5) if conditioned else None
+
+    def forward(self, latent, t):
+        x = self.conv_in(latent)
+        if self.last_time_embedder is not None:
+            t = t * self.timestep_scale_multiplier
+        for block in self.up_blocks:
+            x = block(x, t)
+        x = pixel_norm(x)
+        if self.last_time_embedder is not None:
+            time = self.last_time_embedder(t).unflatten(-1, (2, -1))                      # (B, 2, C)
+            x = modulate(x, *(self.last_scale_shift_table + time).unbind(1))
+        return unpatchify(self.conv_out(F.silu(x)), self.patch)
+
+
+class VideoVAE(nn.Module):
+    """The whole autoencoder. The transformer sees normalised latents only: `normalize(encode(video)[0])`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
+        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+
+    def latent_shape(self, frames, height, width):
+        """Pixels -> (latent channels, f, h, w). ValueError names the nearest legal numbers on both sides."""
+        st, sy, sx = self.config.stride
+        if frames < 1 or (frames - 1) % st:
+            low = max(frames - 1, 0) // st * st + 1
+            raise ValueError(f"{frames} frames cannot be coded: use {st}k+1, for instance {low} or {low + st}")
+        for name, value, s in (("height", height, sy), ("width", width, sx)):
+            if value < s or value % s:
+                low = max(value // s * s, s)
+                raise ValueError(f"a {name} of {value} is not a multiple of {s}: use {low} or {low + s}")
+        return self.config.latent_channels, (frames - 1) // st + 1, height // sy, width // sx
+
+    def encode(self, video):
+        """video (B, 3, F, H, W) in [-1, 1] -> posterior (mean, logvar), both (B, latent channels, f, h, w).
+
+        Before normalisation; one log-variance per voxel, repeated over the channels (SPEC 1.9).
+        """
+        self.latent_shape(*video.shape[2:])
+        mean, logvar = self.encoder(video).split([self.config.latent_channels, 1], dim=1)
+        return mean, logvar.clamp(-30, 20).expand_as(mean)
+
+    def decode(self, latent, t):
+        """latent (B, latent channels, f, h, w), un-normalised, noisy to the degree t (B,) -> (B, 3, F, H, W).
+
+        t tells the decoder how much noise to expect; it is not a step of the sampler (SPEC 2.3).
+        """
+        return self.decoder(latent, t)
+
+    def normalize(self, latent):
+        """Raw latent -> mean 0, standard deviation 1 per channel, over the training set (SPEC 1.10)."""
+        return (latent - self.latent_mean[:, None, None, None]) / self.latent_std[:, None, None, None]
+
+    def denormalize(self, latent):
+        """The inverse of `normalize`."""
+        return latent * self.latent_std[:, None, None, None] + self.latent_mean[:, None, None, None]

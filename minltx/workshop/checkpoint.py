@@ -1,0 +1,117 @@
+"""One file that holds a model and all it takes to go on training, written whole and read without running code."""
+
+import os
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minltx.data import DataConfig
+from minltx.dit import DiT, DiTConfig
+from minltx.flow import shifted_schedule
+from minltx.sampler import decode, sample_latent, seeded_noise
+from minltx.text import CaptionEncoder, tokenize
+from minltx.vae import VAEConfig, VideoVAE
+
+FORMAT = "minltx-1"
+SHIPPED = Path(__file__).parents[1] / "assets" / "toy.pt"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All of a toy: what it saw, its two networks and the width of its caption encoder."""
+
+    data: DataConfig
+    vae: VAEConfig
+    dit: DiTConfig
+
+
+class ToyModel(nn.Module):
+    """The VAE, the transformer and its caption encoder under one roof."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.vae = VideoVAE(config.vae)
+        self.dit = DiT(config.dit)
+        self.text = CaptionEncoder(config.dit.text_width)
+
+    def embed(self, captions):
+        """Captions -> (B, L, text width), mask (B, L). ValueError for words the toy does not know."""
+        device = self.text.positions.device
+        ids, mask = (x.to(device) for x in tokenize(captions))
+        return self.text(ids, mask), mask
+
+    @torch.no_grad()
+    def generate(self, captions, seeds, frames=None, size=None, steps=20, guidance=2.0, image=None, fps=None,
+                 decode_t=0.05, decode_noise=0.025, progress=None):
+        """Captions and as many seeds -> video (B, 3, F, H, W) in [-1, 1], on the CPU.
+
+        frames, size (height, width) and fps default to the training clips'. image (1 or B, 3, 1, H, W) in
+        [-1, 1] becomes the first frame. ValueError for unknown words and for frames or sizes that the VAE
+        cannot code. The same seed gives the same video, whatever else is in the batch.
+        """
+        data, device = self.config.data, self.text.positions.device
+        frames, (height, width) = frames or data.frames, size or (data.size, data.size)
+        shape = self.vae.latent_shape(frames, height, width)
+        schedule = shifted_schedule(steps, shape[1] * shape[2] * shape[3])
+        null, null_mask = self.embed([""] * len(captions))
+        first = None
+        if image is not None:
+            first = self.vae.normalize(self.vae.encode(image.to(device))[0]).expand(len(captions), -1, -1, -1, -1)
+        noise = seeded_noise(shape, seeds).to(device)
+        latent = sample_latent(self.dit, noise, schedule, *self.embed(captions), null, null_mask, guidance,
+                               fps or data.fps, first, progress)
+        last_noise = seeded_noise(shape, [seed + 2**32 for seed in seeds]).to(device)
+        return decode(self.vae, latent, decode_t, decode_noise, last_noise).cpu()
+
+
+def tuples(x):
+    """Lists, all the way down, as tuples: what a config had before it was stored."""
+    return tuple(tuples(y) for y in x) if isinstance(x, (list, tuple)) else x
+
+
+def config_from(stored):
+    """The ModelConfig in a checkpoint's plain dictionary."""
+    return ModelConfig(*(cls(**{k: tuples(v) for k, v in stored[name].items()})
+                         for name, cls in (("data", DataConfig), ("vae", VAEConfig), ("dit", DiTConfig))))
+
+
+def save_checkpoint(path, model, **extra):
+    """Write model, config and `extra` (tensors, numbers, strings, lists and dictionaries of them) to one file.
+
+    The old file stays whole until the new one is complete and on the disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        torch.save({"format": FORMAT, "config": asdict(model.config), "model": model.state_dict(), **extra}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load_checkpoint(path):
+    """path -> (ToyModel on the CPU in float32, the rest of the file as a dictionary).
+
+    Only tensors and plain values are read (torch's weights_only), so a file from a stranger runs no code.
+    ValueError with one sentence for a missing, foreign, broken or misshapen file.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no checkpoint {path}: train one with python train_tiny.py")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a checkpoint of minltx, or is damaged ({type(error).__name__})") from error
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of minltx ({FORMAT}): write one with train_tiny.py")
+    try:
+        model = ToyModel(config_from(stored.pop("config")))
+        model.load_state_dict({k: v.float() for k, v in stored.pop("model").items()})
+    except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} holds weights that do not fit its config: "
+                         f"{str(error).splitlines()[0][:200]}") from error
+    return model.eval(), stored

@@ -1,0 +1,149 @@
+"""Does the video show what its caption says, and does a reconstruction look and move like its original?
+
+A reader finds the digits in a clip by colour, follows their centre of brightness, and asks a small classifier
+which digit it sees. The classifier learns on rendered clips of the data only, never on generated ones, and its
+accuracy on held-out digits stands beside every figure that rests on it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minltx.data import COLOURS, DIRECTIONS, Thing
+
+WINDOW = 24  # the classifier's view: a square of digit_size + 6 pixels, resampled to this many
+
+
+def psnr(video, reference):
+    """Peak signal-to-noise ratio in dB of every frame, (B, F); both (B, 3, F, H, W) in [-1, 1]."""
+    error = (video - reference).square().mean(dim=(1, 3, 4))
+    return 10 * torch.log10(4 / error.clamp_min(1e-10))
+
+
+def motion_ratio(video, reference):
+    """Energy of frame differences over the reference's: 1 = moves as much, 0 = frozen. (B, 3, F, H, W) each."""
+    energy = [(x[:, :, 1:] - x[:, :, :-1]).square().mean() for x in (video, reference)]
+    return (energy[0] / energy[1]).item()
+
+
+class DigitClassifier(nn.Module):
+    """Grey windows (n, 1, 24, 24) in [0, 1] -> scores (n, 10)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 36, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, 10))
+
+    def forward(self, windows):
+        return self.layers(windows - 0.5)
+
+
+def brightness(video):
+    """video (B, 3, F, H, W) in [-1, 1] -> the brightest channel in [0, 1], faint haze removed, (B, F, H, W)."""
+    grey = ((video + 1) / 2).clamp(0, 1).amax(dim=1)
+    return torch.where(grey > 0.15, grey, torch.zeros_like(grey))
+
+
+def colour_masks(video):
+    """For every colour, in the order of COLOURS, where the video is nearest to it: (B, 6, F, H, W) of 0 and 1."""
+    palette = F.normalize(torch.tensor(list(COLOURS.values()), dtype=torch.float32), dim=1)
+    nearest = torch.einsum("kc,bcfhw->bkfhw", palette, (video + 1) / 2).argmax(dim=1)
+    return F.one_hot(nearest, len(COLOURS)).movedim(-1, 1).float()
+
+
+def centres(grey):
+    """grey (n, F, H, W) -> centre of brightness (n, F, 2) as (x, y) in pixels, and the mass (n, F)."""
+    mass = grey.sum(dim=(2, 3))
+    x = (grey.sum(dim=2) * (torch.arange(grey.shape[3]) + 0.5)).sum(-1) / mass.clamp_min(1e-6)
+    y = (grey.sum(dim=3) * (torch.arange(grey.shape[2]) + 0.5)).sum(-1) / mass.clamp_min(1e-6)
+    return torch.stack([x, y], dim=-1), mass
+
+
+def windows(grey, centre, digit_size):
+    """Cut a window around a centre: grey (n, H, W), centre (n, 2) -> (n, 1, 24, 24)."""
+    height, width = grey.shape[1:]
+    side, theta = digit_size + 6, torch.zeros(len(grey), 2, 3)
+    theta[:, 0, 0], theta[:, 0, 2] = side / width, 2 * centre[:, 0] / width - 1
+    theta[:, 1, 1], theta[:, 1, 2] = side / height, 2 * centre[:, 1] / height - 1
+    grid = F.affine_grid(theta, (len(grey), 1, WINDOW, WINDOW), align_corners=False)
+    return F.grid_sample(grey[:, None], grid, align_corners=False)
+
+
+def read_direction(track, least):
+    """track (F, 2) -> the direction of a straight line through it, or None if it moves less than `least` pixels
+    in all or less than twice as far along one axis as along the other."""
+    time = torch.linspace(-0.5, 0.5, len(track))[:, None]
+    x, y = ((time * track).sum(0) / time.square().sum()).tolist() if len(track) > 1 else (0.0, 0.0)
+    if max(abs(x), abs(y)) < max(least, 2 * min(abs(x), abs(y))):
+        return None
+    return next(name for name, (dx, dy) in DIRECTIONS.items() if dx * x + dy * y >= max(abs(x), abs(y)) - 1e-6)
+
+
+@torch.no_grad()
+def read_clips(video, digits, classifier, digit_size):
+    """What is to be seen: video (B, 3, F, H, W) -> B sets of `digits` things, None for what cannot be told.
+
+    The digit is the classifier's mean opinion over the frames; a thing must be there, and in one place, in
+    every frame. With one digit to a clip its colour is that of most of its light.
+    """
+    grey, masks = brightness(video), colour_masks(video)
+    light = (grey[:, None] * masks).sum(dim=(2, 3, 4))                                    # (B, 6)
+    found = []
+    for b in range(len(video)):
+        scene = []
+        for index in light[b].topk(digits).indices.tolist():
+            own = grey[b : b + 1] if digits == 1 else grey[b : b + 1] * masks[b, index]   # (1, F, H, W)
+            track, mass = centres(own)
+            if mass.min() < 0.02 * digit_size**2:
+                scene.append(Thing(None, None, None))
+                continue
+            scores = classifier(windows(own[0], track[0], digit_size)).log_softmax(-1).mean(0)
+            scene.append(Thing(scores.argmax().item(), list(COLOURS)[index], read_direction(track[0], 3.0)))
+        found.append(scene)
+    return found
+
+
+def adherence(found, scenes):
+    """Fractions of clips in which all of a caption's digits, colours and directions are right, and all three.
+
+    Of several things in a clip each is compared with the one of its colour.
+    """
+    right = {"digit": 0, "colour": 0, "direction": 0, "all": 0}
+    for seen, scene in zip(found, scenes, strict=True):
+        if len(scene) == 1:
+            pairs = list(zip(scene, seen, strict=True))
+        else:
+            pairs = [(x, next((y for y in seen if y.colour == x.colour), Thing(None, None, None))) for x in scene]
+        ok = {name: all(getattr(x, name) == getattr(y, name) for x, y in pairs)
+              for name in ("digit", "colour", "direction")}
+        ok["all"] = all(ok.values())
+        right = {name: right[name] + ok[name] for name in right}
+    return {name: count / len(scenes) for name, count in right.items()}
+
+
+def train_classifier(data, steps=500, seed=0, batch=192):
+    """A `DigitClassifier` for the digits of `data` (a MovingDigits), trained on single rendered frames that are
+    blurred, dimmed and shifted a little, as a reconstruction or a crooked track would be."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        classifier = DigitClassifier().train()
+        optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+        for _ in range(steps):
+            scenes = [scene[:1] for scene in data.choose(batch, generator)]
+            video = data.clips(scenes, generator)
+            frame = torch.randint(video.shape[2], (1,), generator=generator).item()
+            grey = brightness(video[:, :, frame : frame + 1])                             # (B, 1, H, W)
+            centre = centres(grey)[0][:, 0] + torch.randn(batch, 2, generator=generator)
+            view = windows(grey[:, 0], centre, data.config.digit_size)
+            soft = F.avg_pool2d(view, 3, stride=1, padding=1)
+            mix, gain = torch.rand(2, batch, 1, 1, 1, generator=generator)
+            view = (soft.lerp(view, mix) * (0.7 + 0.3 * gain)).clamp(0, 1)
+            loss = F.cross_entropy(classifier(view), torch.tensor([scene[0].digit for scene in scenes]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+    return classifier.eval()

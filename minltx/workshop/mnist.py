@@ -1,0 +1,94 @@
+"""Real handwritten digits: MNIST from a folder of IDX files, or downloaded on request."""
+
+import gzip
+import hashlib
+import os
+import struct
+import urllib.request
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
+FILES = {"train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+         "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+         "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+         "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c"}
+
+
+def read_idx(path):
+    """An IDX file of unsigned bytes, gzipped or not -> uint8 tensor. ValueError if it is anything else."""
+    try:
+        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        zero, kind, axes = struct.unpack(">HBB", raw[:4])
+        shape = struct.unpack(f">{axes}I", raw[4 : 4 + 4 * axes])
+        if zero != 0 or kind != 8 or not shape:
+            raise ValueError("not unsigned bytes")
+        return torch.frombuffer(bytearray(raw[4 + 4 * axes :]), dtype=torch.uint8).reshape(shape)
+    except (OSError, EOFError, struct.error, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is not an intact IDX file of unsigned bytes ({error})") from error
+
+
+def find_set(folder, prefix):
+    """images (n, h, w) in [0, 1] and labels (n,) of the set `prefix` ("train" or "t10k"), or None if absent."""
+    paths = [next((p for ending in ("", ".gz") if (p := folder / f"{prefix}-{kind}-ubyte{ending}").is_file()), None)
+             for kind in ("images-idx3", "labels-idx1")]
+    if None in paths:
+        return None
+    images, labels = (read_idx(p) for p in paths)
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        raise ValueError(f"{paths[0]} and {paths[1]} do not belong together")
+    return images.float() / 255, labels.long()
+
+
+def read_folder(folder):
+    """(train images, train labels), (held-out images, held-out labels) from a folder of MNIST's IDX files.
+
+    With both sets there, they are the two; with one, its first four fifths train and the rest is held out.
+    """
+    folder = Path(folder)
+    sets = [s for prefix in ("train", "t10k") if (s := find_set(folder, prefix))]
+    if not sets:
+        raise ValueError(f"no digits in {folder}: it needs train-images-idx3-ubyte and train-labels-idx1-ubyte, "
+                         "or the same names with t10k, each with or without .gz")
+    if len(sets) == 2:
+        return tuple(sets)
+    images, labels = sets[0]
+    cut = len(images) * 4 // 5
+    return (images[:cut], labels[:cut]), (images[cut:], labels[cut:])
+
+
+def download(cache=None):
+    """Fetch MNIST (11 MB) into a cache folder, unless it is there, and return the folder.
+
+    The default is $MINLTX_CACHE or ~/.cache/minltx. Files are checked against their MD5 sums and moved into
+    place whole. ConnectionError if no mirror answers with the right bytes.
+    """
+    folder = Path(cache or os.environ.get("MINLTX_CACHE") or Path.home() / ".cache" / "minltx") / "mnist"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, md5 in FILES.items():
+        if not (folder / name).is_file():
+            fetch(name, md5, folder / name)
+    return folder
+
+
+def fetch(name, md5, path):
+    """One file from the first mirror that has it whole."""
+    for mirror in MIRRORS:
+        part = path.with_suffix(".part")
+        try:
+            with urllib.request.urlopen(mirror + name, timeout=30) as answer, open(part, "wb") as file:
+                with tqdm(total=int(answer.headers.get("Content-Length", 0)), unit="B", unit_scale=True,
+                          desc=name, disable=None) as bar:
+                    while chunk := answer.read(1 << 16):
+                        file.write(chunk)
+                        bar.update(len(chunk))
+        except OSError:
+            continue
+        if hashlib.md5(part.read_bytes()).hexdigest() == md5:
+            os.replace(part, path)
+            return
+        part.unlink()
+    raise ConnectionError(f"could not download {name} from any mirror: leave out --digits for drawn digits, or name a "
+                          "folder of MNIST's IDX files with --digits FOLDER")

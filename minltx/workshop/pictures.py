@@ -1,0 +1,135 @@
+"""Videos as GIF, PNG sheet, npz or mp4, pictures in, and loss curves out."""
+
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+ENDINGS = (".gif", ".png", ".npz", ".mp4")
+
+
+def to_uint8(video):
+    """video (B, 3, F, H, W) in [-1, 1] -> numpy (B, F, H, W, 3), uint8."""
+    return ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def put_in_place(path, write):
+    """Call write(temporary path), then move the result to `path` in one step, so that no half file is left."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def captioned(frames, captions, columns, zoom):
+    """frames (B, F, H, W, 3) uint8 -> F PIL pages of all B videos in a grid, each over its caption."""
+    B, F, H, W, _ = frames.shape
+    rows, size = -(-B // columns), 13
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
+    wide = max([W * zoom] + [font.getlength(line) for text in captions for line in text.split("\n")])
+    cell_w, lines = int(wide) + 10, max(text.count("\n") + 1 for text in captions)
+    cell_h = H * zoom + lines * (size + 4) + 10
+    pages = []
+    for f in range(F):
+        page = Image.new("RGB", (columns * cell_w, rows * cell_h), "white")
+        draw = ImageDraw.Draw(page)
+        for b in range(B):
+            x, y = b % columns * cell_w + (cell_w - W * zoom) // 2, b // columns * cell_h + 4
+            page.paste(Image.fromarray(frames[b, f]).resize((W * zoom, H * zoom), Image.NEAREST), (x, y))
+            draw.multiline_text((x + W * zoom / 2, y + H * zoom + 2), captions[b], "black", font, anchor="ma",
+                                align="center", spacing=2)
+        pages.append(page)
+    return pages
+
+
+def save_video(path, video, captions, fps=16.0, columns=None):
+    """Write videos (B, 3, F, H, W) in [-1, 1]; the ending of `path` chooses the form.
+
+    .gif: all of them in a grid with captions, playing; .png: a sheet, one video a row; .npz: `frames` (B, F, H,
+    W, 3) uint8 and `prompts`; .mp4: the grid again, with the optional package av. ValueError for another ending
+    or if av is missing.
+    """
+    check_ending(path)
+    frames, ending = to_uint8(video), Path(path).suffix.lower()
+    zoom = max(1, 128 // frames.shape[3])
+    columns = columns or min(len(frames), 4)
+    if ending == ".npz":
+        put_in_place(path, lambda p: np.savez_compressed(p, frames=frames, prompts=np.array(captions)))
+    elif ending == ".png":
+        step = max(1, (frames.shape[1] - 1) // 8)
+        strip = np.concatenate(list(frames[:, ::step].swapaxes(0, 1)), axis=2)            # (B, H, W * shown, 3)
+        page = captioned(strip[:, None], captions, 1, max(1, zoom // 2))[0]
+        put_in_place(path, page.save)
+    elif ending == ".gif":
+        pages = [p.quantize(64, dither=Image.Dither.NONE) for p in captioned(frames, captions, columns, zoom)]
+        put_in_place(path, lambda p: pages[0].save(p, save_all=True, append_images=pages[1:], loop=0, disposal=1,
+                                                   duration=max(20, round(1000 / fps))))
+    else:
+        put_in_place(path, lambda p: save_mp4(p, captioned(frames, captions, columns, zoom), fps))
+
+
+def check_ending(path):
+    """ValueError, with what to do, if `save_video` could not write this file."""
+    ending = Path(path).suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"cannot write {path}: use a name that ends in {', '.join(ENDINGS)}")
+    if ending == ".mp4":
+        try:
+            import av  # noqa: F401
+        except ImportError:
+            raise ValueError("mp4 needs the optional package av: pip install av, or use a name that ends in .gif") from None
+
+
+def save_mp4(path, pages, fps):
+    """PIL pages -> H.264 in mp4, the kind that plays in every browser (even sides, 4:2:0)."""
+    import av
+    from fractions import Fraction
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = pages[0].width // 2 * 2, pages[0].height // 2 * 2, "yuv420p"
+        for page in pages:
+            frame = av.VideoFrame.from_image(page.crop((0, 0, stream.width, stream.height)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def load_picture(path, height, width):
+    """A picture file -> (1, 3, 1, height, width) in [-1, 1], cut to the middle and resized to fill.
+
+    ValueError if the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {path} as a picture ({type(error).__name__}): use a PNG, JPEG or GIF file") from None
+    scale = max(width / image.width, height / image.height)
+    image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32)
+    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None]
+
+
+def save_curves(path, panels):
+    """Line plots side by side: panels is a list of (title, x label, y label, {name: (xs, ys)}, y scale)."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
+    for ax, (title, x_label, y_label, lines, scale) in zip(axes[0], panels, strict=True):
+        for name, (xs, ys) in lines.items():
+            ax.plot(xs, ys, label=name, linewidth=1.5)
+        ax.set(title=title, xlabel=x_label, ylabel=y_label, yscale=scale)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    figure.tight_layout()
+    put_in_place(path, lambda p: figure.savefig(p, dpi=110))
+    plt.close(figure)

@@ -1,0 +1,126 @@
+"""The bookkeeping of a training run: optimiser steps, averages, curves, checkpoints and going on after a stop."""
+
+import json
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minltx.workshop.checkpoint import load_checkpoint, save_checkpoint, tuples
+from minltx.workshop.muon import Muon
+
+
+class Run:
+    """One run in one folder. `stage` and `step` say what comes next; `history` holds every logged number."""
+
+    def __init__(self, out, model, settings, seed, digits, device, resume, save_every=100):
+        self.out, self.model, self.settings, self.seed, self.device = Path(out), model, settings, seed, device
+        self.identity = {"settings": json.loads(json.dumps(asdict(settings))), "seed": seed, "digits": str(digits)}
+        self.save_every, self.checkpoint = save_every, self.out / "checkpoint.pt"
+        self.stages_done, self.stage, self.step = [], None, 0
+        self.history, self.by_t, self.seconds = {}, [[0.0, 0] for _ in range(10)], {}
+        self.trained = self.ema = self.pending = None
+        if resume:
+            self.restore()
+        elif self.checkpoint.exists():
+            raise ValueError(f"{self.checkpoint} exists: go on with --resume, or name another folder with --out")
+
+    def restore(self):
+        """Read the last checkpoint. ValueError if there is none or it is of another run."""
+        model, stored = load_checkpoint(self.checkpoint)
+        if "run" not in stored:
+            raise ValueError(f"{self.checkpoint} is a finished model, not a run to go on with")
+        if stored["run"]["identity"] != self.identity:
+            raise ValueError(f"{self.checkpoint} belongs to a run with other settings: repeat its options, or name "
+                             "another folder with --out")
+        self.model.load_state_dict(model.state_dict())
+        state = stored["run"]
+        self.stages_done, self.stage, self.step = state["stages_done"], state["stage"], state["step"]
+        self.history, self.by_t, self.seconds = state["history"], state["by_t"], state["seconds"]
+        self.pending = {"optimizer": state["optimizer"], "ema": state["ema"]}
+
+    def optimizer(self, modules, lr, adam_lr):
+        """Muon and AdamW for these modules, with its state if the run goes on in the middle of a stage."""
+        self.optimizer_ = Muon(modules, lr, adam_lr)
+        self.trained = [p for group in self.optimizer_.param_groups for p in group["params"]]
+        self.rates = [group["lr"] for group in self.optimizer_.param_groups]
+        self.ema = None
+        if self.pending:
+            self.optimizer_.load_state_dict(self.pending["optimizer"])
+
+    def start_ema(self, decay):
+        """Keep a running average of the weights from here on; it warms up over the first steps."""
+        self.decay = decay
+        if self.pending:
+            self.ema = [e.to(self.device) for e in self.pending["ema"]]
+        else:
+            self.ema = [p.detach().clone() for p in self.trained]
+
+    @contextmanager
+    def averaged(self):
+        """Inside, the model has its averaged weights."""
+        def swap():
+            for p, e in zip(self.trained, self.ema, strict=True):
+                p.data, e.data = e.data, p.data
+        swap()
+        try:
+            yield
+        finally:
+            swap()
+
+    def steps(self, stage, total):
+        """The steps of a stage that are still to do, under a progress bar or with a line now and then."""
+        start = self.step if self.stage == stage else 0
+        self.stage, self.step, self.pending = stage, start, None
+        began, before = time.perf_counter(), self.seconds.get(stage, 0.0)
+        bar = tqdm(range(start, total), desc=stage, initial=start, total=total, disable=None)
+        every = max(1, total // 10)
+        for step in bar:
+            yield step
+            self.seconds[stage] = before + time.perf_counter() - began
+            last = " ".join(f"{name} {rows[-1][1]:.4g}" for name, rows in self.history.items()
+                            if name.startswith(stage + " "))
+            bar.set_postfix_str(last, refresh=False)
+            if bar.disable and (step % every == every - 1 or step == total - 1):
+                print(f"{stage} {step + 1}/{total}  {self.seconds[stage]:.0f} s  {last}", flush=True)
+
+    def update(self, loss, rate):
+        """One optimiser step at `rate` times the learning rates, gradients clipped to length 1."""
+        for group, lr in zip(self.optimizer_.param_groups, self.rates, strict=True):
+            group["lr"] = rate * lr
+        self.optimizer_.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer_.step()
+        if self.ema is not None:
+            decay = min(self.decay, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.trained], 1 - decay)
+
+    def log(self, stage, step, **numbers):
+        """Add a point to the curves named "stage number"."""
+        for name, value in numbers.items():
+            self.history.setdefault(f"{stage} {name}", []).append([step + 1, value])
+
+    def log_by_t(self, t, error):
+        """Add samples' errors to the averages over ten ranges of t."""
+        for i, e in zip((t * 10).long().clamp(max=9).tolist(), error.tolist()):
+            self.by_t[i][0] += e
+            self.by_t[i][1] += 1
+
+    def save(self, done, total):
+        """After step `done`: a checkpoint now and then, and at the end of the stage."""
+        self.step = done
+        if done == total:
+            if self.ema is not None:
+                for p, e in zip(self.trained, self.ema, strict=True):
+                    p.data.copy_(e)                       # the averaged weights are the result
+            self.stages_done, self.stage, self.ema = self.stages_done + [self.stage], None, None
+        elif done % self.save_every:
+            return
+        state = {"identity": self.identity, "stages_done": self.stages_done, "stage": self.stage, "step": self.step,
+                 "history": self.history, "by_t": self.by_t, "seconds": self.seconds, "ema": self.ema,
+                 "optimizer": self.optimizer_.state_dict() if self.stage else None}
+        save_checkpoint(self.checkpoint, self.model, run=state)

@@ -1,0 +1,376 @@
+"""Train a toy LTX-Video on moving digits: settings, data, stage 1 (VAE), stage 2 (transformer), samples, report.
+
+    python train_tiny.py                          the default toy, a few minutes on two CPU cores
+    python train_tiny.py --digits mnist           handwritten digits, downloaded; or --digits FOLDER of IDX files
+    python train_tiny.py --preset large           64x64, 17 frames, two digits: for a GPU or an evening
+    python train_tiny.py --resume                 go on where the last checkpoint in --out stands
+
+Every step draws its random numbers from (seed, stage, step) alone, so a run that was stopped and resumed is the
+run that was not, bit for bit.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minltx.data import DataConfig, MovingDigits, caption, draw_digits
+from minltx.dit import DiTConfig
+from minltx.flow import flow_loss, interpolate, like, sample_t, velocity
+from minltx.losses import LossConfig, vae_loss
+from minltx.vae import VAEConfig
+from minltx.workshop import metrics, mnist, pictures
+from minltx.workshop.checkpoint import ModelConfig, ToyModel, save_checkpoint
+from minltx.workshop.run import Run
+
+
+# --- Settings ----------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Settings:
+    """How a toy is trained. A phase of the VAE is (frames, clips in a batch, steps)."""
+
+    model: ModelConfig
+    vae_phases: tuple = ((1, 64, 120), (9, 24, 250), (17, 16, 100))
+    vae_lr: float = 0.02
+    vae_adam_lr: float = 3e-3
+    loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
+    noise_range: float = 0.2                         # the decoder learns to remove noise up to this t
+    bank: int = 8192                                 # clips whose latents the transformer learns from
+    dit_steps: int = 600
+    dit_batch: int = 64
+    dit_lr: float = 0.02
+    dit_adam_lr: float = 2e-3
+    image_to_video: float = 0.25                     # share of clips whose first frame is given
+    still_every: int = 8                             # every so many steps, a batch of still images
+    caption_dropout: float = 0.1
+    ema: float = 0.99
+
+
+TOY = Settings(ModelConfig(
+    data=DataConfig(),
+    vae=VAEConfig(latent_channels=8, encoder_width=32, decoder_width=64, resample_kernel=1,
+                  encoder_blocks=(("down", (2, 1, 1), 2), ("res", 1), ("down", (2, 2, 2), 1), ("res", 1),
+                                  ("down", (2, 1, 1), 1), ("res", 1)),
+                  decoder_blocks=(("res", 1), ("up", (2, 1, 1), 1), ("res", 1), ("up", (2, 2, 2), 1), ("res", 1),
+                                  ("up", (2, 1, 1), 2))),
+    dit=DiTConfig(latent_channels=8, width=160, depth=6, heads=4, text_width=64, stride=(8, 8, 8),
+                  max_position=(2.0, 64.0, 64.0), theta=100.0)))
+
+LARGE = replace(TOY, model=ModelConfig(
+    data=DataConfig(frames=17, size=64, digit_size=24, digits=2, speed=(12.0, 30.0)),
+    vae=replace(TOY.model.vae, encoder_width=48, decoder_width=96),
+    dit=replace(TOY.model.dit, width=256, depth=8, heads=8, max_position=(2.0, 128.0, 128.0))),
+    vae_phases=((1, 48, 600), (9, 12, 1500), (17, 8, 600)), dit_steps=4000, dit_batch=32, bank=16384)
+
+PRESETS = {"toy": TOY, "large": LARGE}
+VAE_STAGE, BANK, DIT_STAGE, EVALUATION = range(4)   # who draws random numbers, see `rng`
+
+
+def scaled(settings, budget):
+    """The same settings with `budget` times as many steps in every phase."""
+    return replace(settings, dit_steps=max(1, round(settings.dit_steps * budget)),
+                   vae_phases=tuple((f, b, max(1, round(s * budget))) for f, b, s in settings.vae_phases))
+
+
+def rng(seed, stage, step):
+    """The random numbers of one step of one stage."""
+    return torch.Generator().manual_seed((seed * 8 + stage) * 10_000_000 + step)
+
+
+def learning_rate(step, total):
+    """A factor from 0 up to 1 in 20 steps, then along half a cosine to 0."""
+    return min(1, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / total))
+
+
+# --- Data --------------------------------------------------------------------------------------------------------
+
+def load_digits(source, seed):
+    """"drawn", "mnist" or a folder -> (train images, labels), (held-out images, labels)."""
+    if source == "drawn":
+        return draw_digits(6000, seed=2 * seed), draw_digits(1000, seed=2 * seed + 1)
+    return mnist.read_folder(mnist.download() if source == "mnist" else source)
+
+
+# --- Stage 1: the VAE --------------------------------------------------------------------------------------------
+
+def vae_step(vae, video, settings, foreground, generator):
+    """One forward pass: encode, sample the posterior, add noise of a random degree t, decode, compare."""
+    mean, logvar = vae.encode(video)
+    latent = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=generator).to(mean)
+    # The noise is as large as these latents are. Three clips in ten stay clean: t = 0 must be learned well.
+    t, use = torch.rand(2, len(video), generator=generator).to(mean)
+    t = settings.noise_range * t * (use > 0.3)
+    centre, scale = mean.detach().mean((0, 2, 3, 4)), mean.detach().std((0, 2, 3, 4))
+    noise = torch.randn(mean.shape, generator=generator).to(mean) * scale[:, None, None, None] + centre[:, None, None, None]
+    output = vae.decode(interpolate(latent, noise, t), t)
+    return vae_loss(video, output, mean, logvar, replace(settings.loss, foreground=foreground))
+
+
+def train_vae(run, model, data, held_out):
+    """Single frames first, then short clips, then whole ones; the causal encoder does not mind."""
+    settings, device = run.settings, run.device
+    phases = [(frames, batch) for frames, batch, steps in settings.vae_phases for _ in range(steps)]
+    run.optimizer([model.vae], settings.vae_lr, settings.vae_adam_lr)
+    check = held_out.batch(64, seed=run.seed)[0].to(device)
+    for step in run.steps("vae", len(phases)):
+        generator = rng(run.seed, VAE_STAGE, step)
+        frames, batch = phases[step]
+        video = data.batch(batch, seed=generator.initial_seed())[0]
+        start = torch.randint(video.shape[2] - frames + 1, (1,), generator=generator).item()
+        foreground = settings.loss.foreground * max(0, 1 - 2 * step / len(phases))
+        loss, terms = vae_step(model.vae, video[:, :, start : start + frames].to(device), settings, foreground, generator)
+        run.update(loss, learning_rate(step, len(phases)))
+        run.log("vae", step, **{name: term.item() for name, term in terms.items()})
+        if step % 50 == 49 or step == len(phases) - 1:
+            run.log("vae", step, psnr=metrics.psnr(reconstruct(model.vae, check), check).mean().item())
+        run.save(step + 1, len(phases))
+
+
+@torch.no_grad()
+def reconstruct(vae, video, t=0.0, noise=None):
+    """Encode and decode; with noise (of the latent's shape, standard normal) mixed in to the degree t."""
+    mean = vae.encode(video)[0]
+    times = torch.full((len(video),), t, device=video.device)
+    if noise is not None:
+        mean = vae.denormalize(interpolate(vae.normalize(mean), noise, times))
+    return vae.decode(mean, times).clamp(-1, 1)
+
+
+@torch.no_grad()
+def encode_bank(vae, data, count, seed, device, held_out=False):
+    """`count` clips as latents (before normalisation) (count, C, f, h, w), and their scenes."""
+    latents, scenes = [], []
+    for start in tqdm(range(0, count, 64), desc="latents", disable=None):
+        video, some = data.batch(min(64, count - start), rng(seed, BANK, start).initial_seed(), held_out)
+        latents.append(vae.encode(video.to(device))[0])
+        scenes += some
+    return torch.cat(latents), scenes
+
+
+# --- Stage 2: the transformer ------------------------------------------------------------------------------------
+
+def dit_step(model, latent, captions, given, settings, generator):
+    """One forward pass of rectified flow; where `given` (B,) is true the first latent frame is clean, has t = 0
+    and is not in the loss. Returns the loss, and per sample the time and the error."""
+    B, _, f, h, w = latent.shape
+    captions = ["" if drop else text for text, drop in
+                zip(captions, torch.rand(B, generator=generator) < settings.caption_dropout)]
+    t = sample_t(B, f * h * w, generator).to(latent)
+    free = torch.ones(B, 1, f, h, w, device=latent.device)
+    free[given, :, 0] = 0
+    noise = torch.randn(latent.shape, generator=generator).to(latent)
+    z = interpolate(latent, noise, like(t, latent) * free)
+    text, mask = model.embed(captions)
+    v = model.dit(z, like(t, latent)[:, 0] * free[:, 0], text, mask, model.config.data.fps)
+    target = velocity(latent, noise)
+    error = ((v - target).square() * free).detach().mean((1, 2, 3, 4)) / free.mean((1, 2, 3, 4))
+    return flow_loss(v, target, free), t, error
+
+
+def train_dit(run, model, data, held_out):
+    """Text-to-video and image-to-video in one batch; now and then a batch of still images."""
+    settings, device = run.settings, run.device
+    latents, scenes = encode_bank(model.vae, data, settings.bank, run.seed, device)
+    model.vae.latent_mean.copy_(latents.mean((0, 2, 3, 4)))
+    model.vae.latent_std.copy_(latents.std((0, 2, 3, 4)))
+    latents = model.vae.normalize(latents)
+    check, check_scenes = encode_bank(model.vae, held_out, 256, run.seed, device, held_out=True)
+    check, check_captions = model.vae.normalize(check), [caption(s) for s in check_scenes]
+    run.optimizer([model.dit, model.text], settings.dit_lr, settings.dit_adam_lr)
+    run.start_ema(settings.ema)
+    for step in run.steps("dit", settings.dit_steps):
+        generator = rng(run.seed, DIT_STAGE, step)
+        still = step % settings.still_every == settings.still_every - 1
+        count = settings.dit_batch * (latents.shape[2] if still else 1)     # about as many tokens either way
+        rows = torch.randint(len(latents), (count,), generator=generator)
+        latent = latents[rows.to(device), :, :1] if still else latents[rows.to(device)]
+        given = (torch.rand(count, generator=generator) < settings.image_to_video) & (not still)
+        captions = [caption(scenes[i], still) for i in rows]
+        loss, t, error = dit_step(model, latent, captions, given.to(device), settings, generator)
+        run.update(loss, learning_rate(step, settings.dit_steps))
+        run.log("dit", step, loss=loss.item())
+        if not still:
+            run.log_by_t(t, error)
+        if step % 100 == 99 or step == settings.dit_steps - 1:
+            with run.averaged(), torch.no_grad():                           # always the same noise and times
+                loss, _, _ = dit_step(model, check, check_captions, torch.zeros(len(check), dtype=torch.bool),
+                                      replace(settings, caption_dropout=0.0), rng(run.seed, EVALUATION, 0))
+            run.log("dit", step, validation=loss.item())
+        run.save(step + 1, settings.dit_steps)
+
+
+# --- Report ------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def judge_vae(model, held_out, classifier, seed, device):
+    """Held-out reconstruction: PSNR, motion, what can still be read, and PSNR over added noise."""
+    c = model.config.data
+    video, scenes = held_out.batch(128, rng(seed, EVALUATION, 1).initial_seed())
+    video = video.to(device)
+    plain = reconstruct(model.vae, video)
+    noise = torch.randn((128, *model.vae.latent_shape(*video.shape[2:])), generator=rng(seed, EVALUATION, 2)).to(device)
+    curve = {t: metrics.psnr(reconstruct(model.vae, video, t, noise), video).mean().item()
+             for t in (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3)}
+    read = metrics.read_clips(plain.cpu(), c.digits, classifier, c.digit_size)
+    clean = metrics.read_clips(video.cpu(), c.digits, classifier, c.digit_size)
+    return plain, video, {
+        "psnr": metrics.psnr(plain, video).mean().item(),
+        "psnr_of_black": metrics.psnr(-torch.ones_like(video), video).mean().item(),
+        "motion_ratio": metrics.motion_ratio(plain, video), "clips": len(video),
+        "psnr_over_noise": curve, "read": metrics.adherence(read, scenes), "read_in_data": metrics.adherence(clean, scenes)}
+
+
+@torch.no_grad()
+def judge_dit(model, held_out, classifier, seed, device, prompts, steps, guidance):
+    """Held-out prompts and unseen seeds: text-to-video, then image-to-video from held-out first frames."""
+    c = model.config.data
+    generator = rng(seed, EVALUATION, 3)
+    scenes = held_out.choose(prompts, generator, held_out=True)
+    captions, seeds = [caption(s) for s in scenes], [1_000_000 + i for i in range(prompts)]
+    clips = held_out.clips(scenes, generator)
+
+    def generate(image=None):
+        parts = [model.generate(captions[i : i + 80], seeds[i : i + 80], steps=steps, guidance=guidance,
+                                image=None if image is None else image[i : i + 80]) for i in range(0, prompts, 80)]
+        return torch.cat(parts)
+
+    def read(video):
+        return metrics.adherence(metrics.read_clips(video, c.digits, classifier, c.digit_size), scenes)
+
+    text, image = generate(), generate(clips[:, :, :1])
+    coded = reconstruct(model.vae, clips[:, :, :1].to(device)).cpu()
+    first = {"first_frame_psnr": metrics.psnr(image[:, :, :1], clips[:, :, :1]).mean().item(),
+             "vae_first_frame_psnr": metrics.psnr(coded, clips[:, :, :1]).mean().item()}
+    return text, image, captions, {
+        "prompts": prompts, "steps": steps, "guidance": guidance, "text_to_video": read(text),
+        "image_to_video": {**read(image), **first}}
+
+
+def hardware(device):
+    """What the figures were measured on, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), "") if Path("/proc/cpuinfo").exists() else platform.processor()
+    return f"{model or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def table(report):
+    """The report's figures as lines for a terminal."""
+    vae, dit = report["vae"], report["dit"]
+    rows = [("held-out reconstruction, PSNR per frame", f"{vae['psnr']:.2f} dB (all black: {vae['psnr_of_black']:.2f})"),
+            ("energy of frame differences / the input's", f"{vae['motion_ratio']:.3f}")]
+    if dit:
+        text, image, n = dit["text_to_video"], dit["image_to_video"], dit["prompts"]
+        rows += [(f"text-to-video, {n} held-out prompts", "  ".join(f"{k} {100 * v:.1f} %" for k, v in text.items())),
+                 (f"image-to-video, {n} held-out pictures", f"direction {100 * image['direction']:.1f} %  first frame "
+                  f"{image['first_frame_psnr']:.2f} dB (its reconstruction: {image['vae_first_frame_psnr']:.2f})")]
+    rows += [("classifier on held-out data", f"digit {100 * vae['read_in_data']['digit']:.1f} %"),
+             ("minutes", "  ".join(f"{k} {v / 60:.1f}" for k, v in report["seconds"].items())),
+             ("parameters", "  ".join(f"{k} {v:,}" for k, v in report["parameters"].items())),
+             ("hardware", report["hardware"])]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+# --- The story ---------------------------------------------------------------------------------------------------
+
+def train(args):
+    began = time.perf_counter()
+    settings = scaled(PRESETS[args.preset], args.budget)
+    if args.plain_decoder:
+        vae = replace(settings.model.vae, timestep_conditioning=False)
+        settings = replace(settings, model=replace(settings.model, vae=vae))
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    out = Path(args.out)
+
+    torch.manual_seed(args.seed)
+    model = ToyModel(settings.model).to(device)
+    run = Run(out, model, settings, args.seed, args.digits, device, args.resume)
+    (images, labels), (held_images, held_labels) = load_digits(args.digits, args.seed)
+    data = MovingDigits(images, labels, settings.model.data)
+    held_out = MovingDigits(held_images, held_labels, settings.model.data)
+
+    if "vae" not in run.stages_done:
+        train_vae(run, model, data, held_out)
+    if "dit" not in run.stages_done and args.only != "vae":
+        train_dit(run, model, data, held_out)
+
+    judging = time.perf_counter()
+    model.eval()
+    classifier = metrics.train_classifier(data, seed=args.seed)
+    plain, video, vae = judge_vae(model, held_out, classifier, args.seed, device)
+    pictures.save_video(out / "reconstruction.png", torch.stack([video[:6], plain[:6]], 1).flatten(0, 1).cpu(),
+                        ["held-out clip", "reconstruction"] * 6)
+    dit = None
+    if args.only != "vae":
+        text, image, captions, dit = judge_dit(model, held_out, classifier, args.seed, device, args.prompts,
+                                               steps=20, guidance=2.0)
+        fps = settings.model.data.fps
+        pictures.save_video(out / "samples.gif", text[:12], captions[:12], fps)
+        pictures.save_video(out / "samples.png", text[:12], captions[:12], fps)
+        pictures.save_video(out / "image_to_video.gif", image[:12], captions[:12], fps)
+        save_checkpoint(out / "model.pt", model)
+    seconds = {**run.seconds, "report": time.perf_counter() - judging}
+    report = {
+        "command": " ".join(["python", *sys.argv]), "hardware": hardware(device), "seed": args.seed,
+        "digits": str(args.digits), "settings": run.identity["settings"],
+        "compression": f"1:{3 * math.prod(settings.model.vae.stride) / settings.model.vae.latent_channels:g}",
+        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in
+                       (("encoder", model.vae.encoder), ("decoder", model.vae.decoder), ("dit", model.dit),
+                        ("text", model.text))},
+        "seconds": {**seconds, "this start": time.perf_counter() - began}, "vae": vae, "dit": dit,
+        "loss_by_t": [total / count if count else None for total, count in run.by_t], "history": run.history}
+    pictures.put_in_place(out / "report.json", lambda p: p.write_text(json.dumps(report, indent=1)))
+    save_curves(out / "curves.png", report)
+    print(f"\n{table(report)}\n\n  videos, sheets, curves and report.json are in {out}{os.sep}")
+    return report
+
+
+def save_curves(path, report):
+    """Losses, validation, loss by t and PSNR over noise in one picture."""
+    curves = {name: tuple(zip(*rows)) for name, rows in report["history"].items()}
+    noise = report["vae"]["psnr_over_noise"]
+    panels = [("VAE, terms before their weights", "step", "loss",
+               {n.split()[1]: xy for n, xy in curves.items() if n.startswith("vae") and "psnr" not in n}, "log"),
+              ("VAE, held-out clips", "step", "PSNR in dB", {"t = 0": curves["vae psnr"]}, "linear"),
+              ("Noise added, decoder told its t", "t", "PSNR in dB",
+               {"held-out clips": (list(noise), list(noise.values()))}, "linear")]
+    if report["dit"]:
+        by_t = [(i / 10 + 0.05, loss) for i, loss in enumerate(report["loss_by_t"]) if loss is not None]
+        panels += [("Transformer", "step", "flow loss",
+                    {n.split()[1]: xy for n, xy in curves.items() if n.startswith("dit")}, "linear"),
+                   ("Transformer, by time", "t", "flow loss", {"mean over training": tuple(zip(*by_t))}, "linear")]
+    pictures.save_curves(path, panels)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", default="runs/toy", help="folder for checkpoint, videos and report (default: %(default)s)")
+    parser.add_argument("--digits", default="drawn", help="drawn, mnist (download) or a folder of IDX files")
+    parser.add_argument("--preset", choices=PRESETS, default="toy")
+    parser.add_argument("--budget", type=float, default=1.0, help="train this many times as many steps (default: 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompts", type=int, default=240, help="held-out prompts to judge by (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: cuda if there is one)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--only", choices=["vae"], help="stop after this stage")
+    parser.add_argument("--plain-decoder", action="store_true", help="a decoder that is not told t, to compare")
+    args = parser.parse_args(argv)
+    try:
+        return train(args)
+    except (ValueError, ConnectionError) as error:
+        parser.exit(2, f"train_tiny.py: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
