@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -39,14 +40,14 @@ class Settings:
     """How a toy is trained. A phase of the VAE is (frames, clips in a batch, steps)."""
 
     model: ModelConfig
-    vae_phases: tuple = ((1, 64, 120), (9, 24, 250), (17, 16, 100))
+    vae_phases: tuple = ((1, 32, 200), (9, 12, 500), (17, 8, 200))
     vae_lr: float = 0.02
     vae_adam_lr: float = 3e-3
     loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
     noise_range: float = 0.2                         # the decoder learns to remove noise up to this t
     bank: int = 8192                                 # clips whose latents the transformer learns from
-    dit_steps: int = 600
-    dit_batch: int = 64
+    dit_steps: int = 800
+    dit_batch: int = 32
     dit_lr: float = 0.02
     dit_adam_lr: float = 2e-3
     image_to_video: float = 0.25                     # share of clips whose first frame is given
@@ -284,7 +285,7 @@ def table(report):
 
 # --- The story ---------------------------------------------------------------------------------------------------
 
-def train(args):
+def train(args, command):
     began = time.perf_counter()
     settings = scaled(PRESETS[args.preset], args.budget)
     if args.plain_decoder:
@@ -319,10 +320,10 @@ def train(args):
         pictures.save_video(out / "samples.gif", text[:12], captions[:12], fps)
         pictures.save_video(out / "samples.png", text[:12], captions[:12], fps)
         pictures.save_video(out / "image_to_video.gif", image[:12], captions[:12], fps)
-        save_checkpoint(out / "model.pt", model)
+        save_checkpoint(out / "model.pt", model, half=True, command=command)
     seconds = {**run.seconds, "report": time.perf_counter() - judging}
     report = {
-        "command": " ".join(["python", *sys.argv]), "hardware": hardware(device), "seed": args.seed,
+        "command": command, "hardware": hardware(device), "seed": args.seed,
         "digits": str(args.digits), "settings": run.identity["settings"],
         "compression": f"1:{3 * math.prod(settings.model.vae.stride) / settings.model.vae.latent_channels:g}",
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in
@@ -367,7 +368,7 @@ def main(argv=None):
     parser.add_argument("--plain-decoder", action="store_true", help="a decoder that is not told t, to compare")
     args = parser.parse_args(argv)
     try:
-        return train(args)
+        return train(args, shlex.join(["python", "train_tiny.py", *(sys.argv[1:] if argv is None else argv)]))
     except (ValueError, ConnectionError) as error:
         parser.exit(2, f"train_tiny.py: {error}\n")
 

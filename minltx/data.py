@@ -31,10 +31,10 @@ class DataConfig:
 
     frames: int = 17
     size: int = 32
-    digit_size: int = 18
+    digit_size: int = 22
     digits: int = 1
     fps: float = 16.0
-    speed: tuple = (8.0, 13.0)
+    speed: tuple = (5.0, 9.0)
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,9 @@ class MovingDigits:
                 scenes.append(scene)
         return scenes
 
-    def clips(self, scenes, generator):
-        """Scenes -> video (B, 3, F, H, W) in [-1, 1], with random digits of those names, places and speeds."""
+    def clips(self, scenes, generator, still=False):
+        """Scenes -> video (B, 3, F, H, W) in [-1, 1], with random digits of those names, places and speeds.
+        With `still`, their first frames only."""
         c, shape = self.config, (len(scenes), len(scenes[0]))
         sprites = torch.stack([torch.stack([self.sprites[self.of_label[x.digit][
             torch.randint(len(self.of_label[x.digit]), (1,), generator=generator)]][0] for x in scene])
@@ -158,7 +159,7 @@ class MovingDigits:
         travel = heading * (low + (high - low) * torch.rand(*shape, 1, generator=generator))  # (B, K, 2)
         room = c.size - c.digit_size - travel.abs()
         start = c.digit_size / 2 + room * torch.rand(*shape, 2, generator=generator) - travel.clamp(max=0)
-        steps = torch.linspace(0, 1, c.frames)[:, None] if c.frames > 1 else torch.zeros(1, 1)
+        steps = torch.linspace(0, 1, c.frames)[: 1 if still else c.frames, None]
         centres = start[:, :, None] + travel[:, :, None] * steps                          # (B, K, F, 2)
         return render(sprites, colours, centres, c.size)
 

@@ -79,16 +79,17 @@ def config_from(stored):
                          for name, cls in (("data", DataConfig), ("vae", VAEConfig), ("dit", DiTConfig))))
 
 
-def save_checkpoint(path, model, **extra):
+def save_checkpoint(path, model, half=False, **extra):
     """Write model, config and `extra` (tensors, numbers, strings, lists and dictionaries of them) to one file.
 
-    The old file stays whole until the new one is complete and on the disk.
+    With `half` the weights are stored as float16: half the size, for a model that is finished. The old file stays whole until the new one is complete and on the disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
+    weights = {k: v.half() if half else v for k, v in model.state_dict().items()}
     with open(part, "wb") as file:
-        torch.save({"format": FORMAT, "config": asdict(model.config), "model": model.state_dict(), **extra}, file)
+        torch.save({"format": FORMAT, "config": asdict(model.config), "model": weights, **extra}, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)

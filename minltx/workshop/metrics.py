@@ -122,7 +122,7 @@ def adherence(found, scenes):
     return {name: count / len(scenes) for name, count in right.items()}
 
 
-def train_classifier(data, steps=500, seed=0, batch=192):
+def train_classifier(data, steps=400, seed=0, batch=128):
     """A `DigitClassifier` for the digits of `data` (a MovingDigits), trained on single rendered frames that are
     blurred, dimmed and shifted a little, as a reconstruction or a crooked track would be."""
     generator = torch.Generator().manual_seed(seed)
@@ -133,9 +133,7 @@ def train_classifier(data, steps=500, seed=0, batch=192):
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
         for _ in range(steps):
             scenes = [scene[:1] for scene in data.choose(batch, generator)]
-            video = data.clips(scenes, generator)
-            frame = torch.randint(video.shape[2], (1,), generator=generator).item()
-            grey = brightness(video[:, :, frame : frame + 1])                             # (B, 1, H, W)
+            grey = brightness(data.clips(scenes, generator, still=True))                  # (B, 1, H, W)
             centre = centres(grey)[0][:, 0] + torch.randn(batch, 2, generator=generator)
             view = windows(grey[:, 0], centre, data.config.digit_size)
             soft = F.avg_pool2d(view, 3, stride=1, padding=1)

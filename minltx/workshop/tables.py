@@ -1,0 +1,129 @@
+"""The README's tables, made from the reports in docs/results and from the files themselves.
+
+    python -m minltx.workshop.tables            print them
+    python -m minltx.workshop.tables --write    put them into README.md
+
+Keep a report with: python -m minltx.workshop.tables --keep runs/toy/report.json toy
+"""
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+from minltx.workshop.count import CHAPTERS, PACKAGE, chapter_lines
+
+ROOT = PACKAGE.parent
+RESULTS = ROOT / "docs" / "results"
+ROWS = {"quick": "a third of the steps", "half": "half of the steps", "toy": "**the default**", "long": "the shipped checkpoint",
+        "mnist": "the default on real MNIST", "large": "64x64, two digits"}
+IDEAS = {
+    "data": "videos that cost nothing and whose right answer is known",
+    "patchify": "trade space and time for channels, and back",
+    "flow": "rectified flow: the straight path, its velocity, training times, the shifted schedule",
+    "layers": "the few layers that more than one network uses",
+    "vae": "compress 1:192, causally, and let the decoder do the last denoising step",
+    "losses": "what the VAE is trained on, and how the terms add up",
+    "rope": "rotate queries and keys by seconds, rows and columns",
+    "text": "words to vectors: the toy's caption encoder",
+    "dit": "a transformer in which every latent voxel sees every other, with a time per token",
+    "sampler": "from noise to video: Euler, guidance, a given first frame, decode with a little noise left"}
+
+
+def reports():
+    """Name -> report, for those of ROWS that are there."""
+    return {name: json.loads(path.read_text()) for name in ROWS if (path := RESULTS / f"{name}.json").exists()}
+
+
+def results_table(stored):
+    """What a training gives, one row a report."""
+    lines = ["| run | command | minutes | digit | colour | direction | image-to-video: direction | first frame "
+             "| PSNR | motion | reader |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    for name, report in stored.items():
+        vae, text, image = report["vae"], report["dit"]["text_to_video"], report["dit"]["image_to_video"]
+        cells = [ROWS[name], f"`{report['command']}`", f"{minutes(report):.1f}",
+                 *(f"{100 * text[key]:.1f} %" for key in ("digit", "colour", "direction")),
+                 f"{100 * image['direction']:.1f} %",
+                 f"{image['first_frame_psnr'] - image['vae_first_frame_psnr']:+.2f} dB",
+                 f"{vae['psnr']:.2f} dB", f"{vae['motion_ratio']:.3f}", f"{100 * vae['read_in_data']['digit']:.1f} %"]
+        lines.append("| " + " | ".join(cells) + " |")
+    machines = sorted({report["hardware"] for report in stored.values()})
+    prompts = sorted({report["dit"]["prompts"] for report in stored.values()})
+    return "\n".join([*lines, "", f"Seed 0, {' or '.join(map(str, prompts))} held-out prompts, "
+                      f"20 steps, guidance 2. Hardware: {'; '.join(machines)}."])
+
+
+def minutes(report):
+    """From start to report, all starts of a resumed run together."""
+    return sum(s for name, s in report["seconds"].items() if name != "this start") / 60
+
+
+def decoder_table():
+    """PSNR over added noise for the decoder with and without t."""
+    runs = [json.loads((RESULTS / f"decoder-{name}.json").read_text())["vae"]["psnr_over_noise"] for name in ("told", "plain")]
+    lines = ["| noise added, t | " + " | ".join(runs[0]) + " |", "|---" * (len(runs[0]) + 1) + "|"]
+    for label, run in zip(("told t", "not told"), runs):
+        lines.append(f"| {label}, dB | " + " | ".join(f"{x:.2f}" for x in run.values()) + " |")
+    return "\n".join(lines)
+
+
+def imports_of(name):
+    """The chapters that a chapter imports, in reading order."""
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return [other for other in CHAPTERS if f"minltx.{other}" in modules]
+
+
+def chapters_table():
+    """The reading order with its ideas, code lines and imports."""
+    counts = chapter_lines()
+    lines = ["| file | the idea | code lines | imports |", "|---|---|---|---|"]
+    for name in CHAPTERS:
+        imports = ", ".join(imports_of(name)) or "-"
+        lines.append(f"| [{name}.py](minltx/{name}.py) | {IDEAS[name]} | {counts[name]} | {imports} |")
+    return "\n".join([*lines, f"| | together | {sum(counts.values())} | |"])
+
+
+def tables():
+    """Marker in the README -> Markdown."""
+    return {"results": results_table(reports()), "decoder": decoder_table(), "chapters": chapters_table()}
+
+
+def between(text, marker, new=None):
+    """What stands between a marker's two comments in `text`, or the text with `new` put there."""
+    start, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
+    head, rest = text.split(start)
+    body, tail = rest.split(end)
+    return body.strip() if new is None else f"{head}{start}{new}\n{end}{tail}"
+
+
+def decoder_plot():
+    """docs/decoder.png from the same two reports."""
+    from minltx.workshop import pictures
+
+    curves = {}
+    for label, name in (("decoder told t", "told"), ("decoder not told", "plain")):
+        curve = json.loads((RESULTS / f"decoder-{name}.json").read_text())["vae"]["psnr_over_noise"]
+        curves[label] = ([float(t) for t in curve], list(curve.values()))
+    pictures.save_curves(ROOT / "docs" / "decoder.png",
+                         [("Held-out clips", "noise mixed into the latents, t", "PSNR in dB", curves, "linear")])
+
+
+def main(args):
+    if args[:1] == ["--keep"]:
+        report = json.loads(Path(args[1]).read_text())
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{args[2]}.json").write_text(json.dumps(report) + "\n")
+        return
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for marker, table in tables().items():
+        text = between(text, marker, table)
+        print(table, "\n")
+    if args == ["--write"]:
+        readme.write_text(text)
+        decoder_plot()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

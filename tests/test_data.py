@@ -1,0 +1,136 @@
+"""Moving digits: deterministic, inside the frame, and moving as the caption says; digits from files."""
+
+import gzip
+import hashlib
+import os
+import struct
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minltx.data import COLOURS, DIRECTIONS, EVERYTHING, DataConfig, MovingDigits, Thing, draw_digits, render
+from minltx.workshop import metrics, mnist
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return draw_digits(300, seed=0)
+
+
+def test_same_seed_same_clips_other_seed_others(digits):
+    data = MovingDigits(*digits, DataConfig())
+    (a, scenes), (b, same), (c, _) = data.batch(4, 1), data.batch(4, 1), data.batch(4, 2)
+    assert torch.equal(a, b) and scenes == same and not torch.equal(a, c)
+    assert a.shape == (4, 3, 17, 32, 32) and a.min() == -1 and 0.5 < a.max() <= 1
+    assert torch.equal(draw_digits(20, 3)[0], draw_digits(20, 3)[0])
+
+
+def test_training_and_held_out_never_overlap():
+    train, held_out = draw_digits(6000, 0)[0].flatten(1), draw_digits(1000, 1)[0].flatten(1)
+    assert torch.cdist(held_out, train).min() > 0.05
+    held = [x for x in EVERYTHING if x.held_out]
+    assert len(EVERYTHING) == 240 and len(held) == 40
+    for words in (range(10), COLOURS, DIRECTIONS):                  # every word is shown in training, and asked for
+        field = {0: "digit", "red": "colour", "left": "direction"}[next(iter(words))]
+        assert {getattr(x, field) for x in held} == {getattr(x, field) for x in set(EVERYTHING) - set(held)} == set(words)
+
+
+def test_training_clips_show_no_held_out_combination(digits):
+    data = MovingDigits(*digits, DataConfig(digits=2, size=64))
+    generator = torch.Generator().manual_seed(0)
+    for held_out in (False, True):
+        scenes = data.choose(200, generator, held_out)
+        assert all(x.held_out == held_out for scene in scenes for x in scene)
+        assert all(scene[0].colour != scene[1].colour for scene in scenes)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_digits_move_as_told_and_stay_inside(digits, direction):
+    config = DataConfig()
+    data = MovingDigits(*digits, config)
+    video = data.clips([[Thing(d, "red", direction)] for d in range(10)], torch.Generator().manual_seed(0))
+    track, mass = metrics.centres(metrics.brightness(video))
+    moved = track[:, -1] - track[:, 0]
+    dx, dy = DIRECTIONS[direction]
+    along, across = moved @ torch.tensor([dx, dy]).float(), moved @ torch.tensor([dy, dx]).float()
+    seconds = (config.frames - 1) / config.fps
+    assert (along > config.speed[0] * seconds - 0.3).all() and (along < config.speed[1] * seconds + 0.3).all()
+    assert across.abs().max() < 0.3
+    assert (mass.amax(1) / mass.amin(1) < 1.05).all()               # nothing leaves the frame
+    assert (video[:, 1:] == -1).all()                               # red is red
+
+
+def test_render_puts_a_sprite_where_it_is_told():
+    sprite = torch.rand(4, 4)
+    video = render(sprite[None, None], torch.tensor([[[1.0, 0.0, 1.0]]]), torch.tensor([[[[5.0, 3.0]]]]), 8)
+    expected = torch.full((3, 8, 8), -1.0)
+    expected[0, 1:5, 3:7] = expected[2, 1:5, 3:7] = sprite * 2 - 1
+    torch.testing.assert_close(video[0, :, 0], expected, rtol=0, atol=1e-5)
+
+
+def test_what_would_leave_the_frame_is_refused(digits):
+    with pytest.raises(ValueError, match="lower speed"):
+        MovingDigits(*digits, replace(DataConfig(), speed=(10.0, 30.0)))
+
+
+def write_idx(path, array, zipped=False):
+    raw = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + bytes(array.flatten().tolist())
+    path.write_bytes(gzip.compress(raw) if zipped else raw)
+
+
+def test_idx_folders(tmp_path):
+    images, labels = torch.randint(256, (10, 28, 28)).byte(), torch.arange(10).byte()
+    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", images, zipped=True)
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", labels)
+    (train, train_labels), (held, held_labels) = mnist.read_folder(tmp_path)
+    assert torch.equal(torch.cat([train, held]), images / 255)      # one set: cut in two, nothing shared
+    assert train_labels.tolist() == list(range(8)) and held_labels.tolist() == [8, 9]
+    write_idx(tmp_path / "train-images-idx3-ubyte", images.flip(0))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels.flip(0))
+    (train, train_labels), (held, _) = mnist.read_folder(tmp_path)
+    assert train_labels[0] == 9 and torch.equal(held, images / 255)
+
+
+def test_broken_digit_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no digits in"):
+        mnist.read_folder(tmp_path)
+    images = tmp_path / "train-images-idx3-ubyte.gz"
+    write_idx(tmp_path / "train-labels-idx1-ubyte", torch.zeros(5).byte())
+    images.write_bytes(b"not a gzip file")
+    with pytest.raises(ValueError, match="train-images.*not an intact IDX"):
+        mnist.read_folder(tmp_path)
+    write_idx(images, torch.zeros(5, 28, 28).byte(), zipped=True)
+    images.write_bytes(images.read_bytes()[:-12])
+    with pytest.raises(ValueError, match="train-images.*not an intact IDX"):
+        mnist.read_folder(tmp_path)
+    write_idx(images, torch.zeros(4, 28, 28).byte(), zipped=True)
+    with pytest.raises(ValueError, match="do not belong together"):
+        mnist.read_folder(tmp_path)
+
+
+def test_download_keeps_only_what_has_the_right_checksum(tmp_path, monkeypatch):
+    source = tmp_path / "mirror"
+    source.mkdir()
+    (source / "good.gz").write_bytes(b"digits")
+    (source / "bad.gz").write_bytes(b"something else")
+    monkeypatch.setattr(mnist, "MIRRORS", (f"file://{tmp_path}/absent/", f"file://{source}/"))
+    monkeypatch.setattr(mnist, "FILES", {"good.gz": hashlib.md5(b"digits").hexdigest()})
+    folder = mnist.download(tmp_path / "cache")
+    assert [p.name for p in folder.iterdir()] == ["good.gz"]
+    (source / "good.gz").unlink()
+    assert mnist.download(tmp_path / "cache") == folder             # from the cache
+    monkeypatch.setattr(mnist, "FILES", {"bad.gz": "0" * 32})
+    with pytest.raises(ConnectionError, match="--digits FOLDER"):
+        mnist.download(tmp_path / "cache")
+    assert [p.name for p in folder.iterdir()] == ["good.gz"]
+
+
+@pytest.mark.skipif(not os.environ.get("MINLTX_MNIST"), reason="set MINLTX_MNIST to a folder of MNIST's IDX files")
+def test_real_digits_are_read_and_recognised():
+    train, held_out = mnist.read_folder(os.environ["MINLTX_MNIST"])
+    data, held_out = (MovingDigits(*digits, DataConfig()) for digits in (train, held_out))
+    video, scenes = held_out.batch(100, 0)
+    found = metrics.read_clips(video, 1, metrics.train_classifier(data, steps=200), DataConfig().digit_size)
+    score = metrics.adherence(found, scenes)
+    assert score["digit"] > 0.9 and score["colour"] == 1.0 and score["direction"] > 0.98

@@ -1,0 +1,86 @@
+"""What the README claims is recounted: commands, paths, line counts, tables, imports."""
+
+import argparse
+import re
+import shlex
+
+import pytest
+
+import sample
+import train_tiny
+from minltx.workshop import tables
+from minltx.workshop.checkpoint import SHIPPED, load_checkpoint
+from minltx.workshop.count import CHAPTERS, PACKAGE, chapter_lines
+
+ROOT = PACKAGE.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("marker", ["results", "decoder", "chapters"])
+def test_tables_are_what_the_reports_and_files_say(marker):
+    assert tables.between(README, marker) == tables.tables()[marker]
+
+
+def test_every_link_and_path_is_there():
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    paths = re.findall(r"`((?:minltx|tests|docs)/[\w./-]*)`", README)
+    assert len(targets) > 12 and [p for p in targets + paths if not (ROOT / p).exists()] == []
+
+
+def test_every_command_is_understood(monkeypatch):
+    commands = [line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+                for line in block.strip().split("\n")]
+    parsed = 0
+    for command in commands:
+        words = shlex.split(command.split("&&")[-1])
+        if words[1:2] == ["sample.py"]:
+            assert sample.options().parse_args(words[2:]).prompts
+        elif words[1:2] == ["train_tiny.py"]:
+            monkeypatch.setattr(train_tiny, "train", lambda args, command: args)
+            assert isinstance(train_tiny.main(words[2:]), argparse.Namespace)
+        else:
+            assert words[1:] == ["-m", "pytest"]
+        parsed += 1
+    assert parsed >= 9
+
+
+def test_ci_runs_the_readmes_test_command():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "<!-- test command -->" in script and "README.md" in script
+    assert README.count("<!-- test command -->") == 1
+
+
+def test_chapters_stay_a_book():
+    counts = chapter_lines()
+    assert sum(counts.values()) <= 800 and max(counts.values()) <= 250
+    assert set(CHAPTERS) == {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"}
+    for position, name in enumerate(CHAPTERS):                      # imports only point to earlier chapters: no circles
+        assert all(CHAPTERS.index(other) < position for other in tables.imports_of(name))
+        assert "workshop" not in "".join(line for line in (PACKAGE / f"{name}.py").read_text().splitlines(True)
+                                         if line.startswith(("import", "from")))
+
+
+def test_lines_are_short_enough_to_read():
+    files = [*ROOT.glob("*.py"), *PACKAGE.rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    long = [f"{p.name}:{i}" for p in files for i, line in enumerate(p.read_text().split("\n"), 1) if len(line) > 120]
+    assert len(files) > 20 and long == []
+
+
+def test_the_shipped_model_is_the_reported_one():
+    model, stored = load_checkpoint(SHIPPED)
+    report = tables.reports()["long"]
+    assert stored["command"] == report["command"]
+    assert report["parameters"]["dit"] == sum(p.numel() for p in model.dit.parameters())
+    result = report["dit"]["text_to_video"]
+    assert result["digit"] >= 0.97 and result["colour"] >= 0.99 and result["direction"] >= 0.99
+    assert report["dit"]["prompts"] >= 400
+
+
+def test_the_default_meets_its_bar():
+    for name in ("toy", "mnist"):
+        report = tables.reports()[name]
+        text, image, vae = report["dit"]["text_to_video"], report["dit"]["image_to_video"], report["vae"]
+        assert text["digit"] >= 0.90 and text["colour"] >= 0.98 and text["direction"] >= 0.95
+        assert image["direction"] >= 0.95 and image["first_frame_psnr"] > image["vae_first_frame_psnr"] - 1.5
+        assert vae["psnr"] >= 26 and abs(vae["motion_ratio"] - 1) <= 0.1
+        assert tables.minutes(report) <= 12 and report["dit"]["prompts"] >= 200

@@ -1,0 +1,163 @@
+"""sample.py as a user meets it: files of every kind, the same video from the same seed, one clear line for every mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sample
+from minltx.data import DataConfig, MovingDigits, Thing, draw_digits
+from minltx.workshop import metrics, pictures
+from minltx.workshop.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+def frames_of(path):
+    with np.load(path, allow_pickle=False) as file:
+        return file["frames"], list(file["prompts"])
+
+
+def test_a_fresh_clone_makes_a_gif(tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "sample.py"), "a red 7 moving left"], cwd=tmp_path,
+                          env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "sample.gif") as gif:
+        assert gif.n_frames == 17 and gif.info["loop"] == 0
+
+
+def test_several_prompts_in_one_call_and_every_kind_of_file(tmp_path):
+    prompts = ["a red 7 moving left", "a blue 3 moving up", "a green 0 moving down"]
+    for name in ("a.npz", "a.png", "a.gif"):
+        assert sample.main([*prompts, "--out", str(tmp_path / name), "--steps", "3"]) == 0
+    frames, stored = frames_of(tmp_path / "a.npz")
+    assert frames.shape == (3, 17, 32, 32, 3) and frames.dtype == np.uint8 and stored == prompts
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gif", "a.npz", "a.png"]     # and nothing half-written
+
+
+def test_same_seed_same_video_alone_or_in_company(tmp_path):
+    run = lambda name, *args: (sample.main([*args, "--steps", "4", "--out", str(tmp_path / name)]), frames_of(tmp_path / name)[0])[1]
+    both = run("both.npz", "a red 7 moving left", "a blue 3 moving up", "--seed", "5")
+    again = run("again.npz", "a red 7 moving left", "a blue 3 moving up", "--seed", "5")
+    alone = run("alone.npz", "a blue 3 moving up", "--seed", "6")
+    other = run("other.npz", "a blue 3 moving up", "--seed", "7")
+    assert np.array_equal(both, again)
+    assert np.abs(both[1].astype(int) - alone[0]).max() <= 1                             # other batch, other rounding
+    assert np.abs(both[1].astype(int) - other[0]).max() > 50
+
+
+def test_image_to_video_starts_with_the_picture_and_follows_the_caption(tmp_path):
+    data = MovingDigits(*draw_digits(300, 1), DataConfig())
+    video = data.clips([[Thing(7, "red", "left")]], torch.Generator().manual_seed(2))
+    picture = tmp_path / "seven.png"
+    Image.fromarray(pictures.to_uint8(video)[0, 0]).save(picture)
+    assert sample.main(["a red 7 moving left", "--image", str(picture), "--out", str(tmp_path / "a.npz")]) == 0
+    made = torch.from_numpy(frames_of(tmp_path / "a.npz")[0]).permute(0, 4, 1, 2, 3) / 127.5 - 1
+    assert metrics.psnr(made[:, :, :1], video[:, :, :1]).item() > 20
+    track, _ = metrics.centres(metrics.brightness(made))
+    assert metrics.read_direction(track[0], 3.0) == "left"
+
+
+@pytest.mark.parametrize("options, shape", [(["--frames", "9"], (9, 32, 32)), (["--frames", "1"], (1, 32, 32)),
+                                            (["--size", "32x48", "--frames", "25"], (25, 32, 48))])
+def test_any_legal_size_and_length(tmp_path, options, shape):
+    assert sample.main(["a red 7 moving left", *options, "--steps", "2", "--out", str(tmp_path / "a.npz")]) == 0
+    assert frames_of(tmp_path / "a.npz")[0].shape == (1, *shape, 3)
+
+
+def broken_checkpoint(tmp_path, kind):
+    path = tmp_path / f"{kind}.pt"
+    if kind == "text":
+        path.write_text("hello")
+    elif kind == "truncated":
+        path.write_bytes(SHIPPED.read_bytes()[:100_000])
+    elif kind == "foreign":
+        torch.save({"state_dict": {"weight": torch.zeros(3)}}, path)
+    elif kind == "misshapen":
+        model, _ = load_checkpoint(SHIPPED)
+        model.text.positions = torch.nn.Parameter(torch.zeros(2, 2))
+        save_checkpoint(path, model)
+    elif kind == "code":
+        torch.save(Path, path)                                                           # a pickled object, not tensors
+    return str(path)
+
+
+@pytest.mark.parametrize("options, says", [
+    (["a purple 7 moving left"], "unknown word 'purple'"),
+    (["a red 7 moving left", "--frames", "10"], "9 or 17"),
+    (["a red 7 moving left", "--frames", "0"], "1 or 9"),
+    (["a red 7 moving left", "--size", "30"], "24 or 32"),
+    (["a red 7 moving left", "--size", "big"], "not a size"),
+    (["a red 7 moving left", "--steps", "0"], "at least 1 step"),
+    (["a red 7 moving left", "--out", "x.avi"], ".gif, .png, .npz, .mp4"),
+    (["a red 7 moving left", "--image", "absent.png"], "cannot read absent.png"),
+    (["a red 7 moving left", "--image", str(ROOT / "README.md")], "as a picture"),
+    (["a red 7 moving left", "--checkpoint", "absent.pt"], "no checkpoint absent.pt"),
+    (["a red 7 moving left", "--checkpoint", "text"], "not a checkpoint"),
+    (["a red 7 moving left", "--checkpoint", "truncated"], "not a checkpoint"),
+    (["a red 7 moving left", "--checkpoint", "foreign"], "not a checkpoint"),
+    (["a red 7 moving left", "--checkpoint", "code"], "not a checkpoint"),
+    (["a red 7 moving left", "--checkpoint", "misshapen"], "do not fit"),
+    (["a red 7 moving left", "--fps", "-3"], "out of range"),
+    (["a red 7 moving left", "--device", "cuda:99"], "cuda:99"),
+    ([], "PROMPT"),
+])
+def test_every_mistake_gets_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, options, says):
+    monkeypatch.chdir(tmp_path)
+    if "--checkpoint" in options and options[-1] in ("text", "truncated", "foreign", "code", "misshapen"):
+        options = [*options[:-1], broken_checkpoint(tmp_path, options[-1])]
+    before = set(tmp_path.iterdir())
+    try:
+        code = sample.main(options)
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err.strip()
+    assert code == 2 and says in error and "Traceback" not in error
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_mp4_without_its_package_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert sample.main(["a red 7 moving left", "--out", str(tmp_path / "a.mp4")]) == 2
+    assert "pip install av" in capsys.readouterr().err
+
+
+def test_mp4_plays(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.mp4"
+    pictures.save_video(path, torch.zeros(1, 3, 9, 32, 32), ["grey"], fps=16)
+    with av.open(str(path)) as container:
+        assert len(list(container.decode(video=0))) == 9
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_text("old")
+
+    def fail(part):
+        part.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        pictures.put_in_place(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_shipped_checkpoint_is_small_and_paints_digits():
+    assert SHIPPED.stat().st_size <= 8_000_000
+    model, _ = load_checkpoint(SHIPPED)
+    captions = [f"a {c} {d} moving {m}" for d, (c, m) in enumerate(zip(
+        ("red", "green", "blue", "yellow", "cyan") * 2, ("left", "right", "up", "down") * 3))]
+    video = model.generate(captions, list(range(10)))
+    light = metrics.brightness(video).sum((2, 3))
+    assert (light > 10).all()
+    seen = [max(range(6), key=lambda k: m[k]) for m in
+            (metrics.brightness(video)[:, None] * metrics.colour_masks(video)).sum((2, 3, 4)).tolist()]
+    wanted = [list(metrics.COLOURS).index(c.split()[1]) for c in captions]
+    directions = [metrics.read_direction(t, 3.0) for t in metrics.centres(metrics.brightness(video))[0]]
+    assert seen == wanted
+    assert sum(a == b.split()[-1] for a, b in zip(directions, captions)) >= 9
