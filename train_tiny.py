@@ -40,18 +40,18 @@ class Settings:
     """How a toy is trained. A phase of the VAE is (frames, clips in a batch, steps)."""
 
     model: ModelConfig
-    vae_phases: tuple = ((1, 32, 200), (9, 12, 500), (17, 8, 200))
+    vae_phases: tuple = ((1, 32, 150), (9, 12, 450), (17, 8, 200))
     vae_lr: float = 0.02
     vae_adam_lr: float = 3e-3
     loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
     noise_range: float = 0.2                         # the decoder learns to remove noise up to this t
-    bank: int = 8192                                 # clips whose latents the transformer learns from
-    dit_steps: int = 800
+    bank: int = 6144                                 # clips whose latents the transformer learns from
+    dit_steps: int = 1200
     dit_batch: int = 32
     dit_lr: float = 0.02
     dit_adam_lr: float = 2e-3
-    image_to_video: float = 0.25                     # share of clips whose first frame is given
-    still_every: int = 8                             # every so many steps, a batch of still images
+    image_to_video: float = 0.2                      # share of clips whose first frame is given
+    still_every: int = 4                             # every so many steps, a batch of still images
     caption_dropout: float = 0.1
     ema: float = 0.99
 
@@ -63,22 +63,21 @@ TOY = Settings(ModelConfig(
                                   ("down", (2, 1, 1), 1), ("res", 1)),
                   decoder_blocks=(("res", 1), ("up", (2, 1, 1), 1), ("res", 1), ("up", (2, 2, 2), 1), ("res", 1),
                                   ("up", (2, 1, 1), 2))),
-    dit=DiTConfig(latent_channels=8, width=160, depth=6, heads=4, text_width=64, stride=(8, 8, 8),
+    dit=DiTConfig(latent_channels=8, width=128, depth=6, heads=4, text_width=64, stride=(8, 8, 8),
                   max_position=(2.0, 64.0, 64.0), theta=100.0)))
 
-LARGE = replace(TOY, model=ModelConfig(
-    data=DataConfig(frames=17, size=64, digit_size=24, digits=2, speed=(12.0, 30.0)),
-    vae=replace(TOY.model.vae, encoder_width=48, decoder_width=96),
-    dit=replace(TOY.model.dit, width=256, depth=8, heads=8, max_position=(2.0, 128.0, 128.0))),
-    vae_phases=((1, 48, 600), (9, 12, 1500), (17, 8, 600)), dit_steps=4000, dit_batch=32, bank=16384)
+LARGE = replace(TOY, model=replace(
+    TOY.model, data=DataConfig(size=64, digit_size=26, digits=2, speed=(8.0, 16.0)),
+    dit=replace(TOY.model.dit, width=192, heads=6, max_position=(2.0, 128.0, 128.0))),
+    vae_phases=((1, 16, 300), (9, 6, 700), (17, 4, 250)), dit_batch=16, dit_steps=1200)
 
 PRESETS = {"toy": TOY, "large": LARGE}
 VAE_STAGE, BANK, DIT_STAGE, EVALUATION = range(4)   # who draws random numbers, see `rng`
 
 
 def scaled(settings, budget):
-    """The same settings with `budget` times as many steps in every phase."""
-    return replace(settings, dit_steps=max(1, round(settings.dit_steps * budget)),
+    """The same settings with `budget` times as many steps in every phase, and clips if it is more than 1."""
+    return replace(settings, dit_steps=max(1, round(settings.dit_steps * budget)), bank=round(settings.bank * max(1, budget)),
                    vae_phases=tuple((f, b, max(1, round(s * budget))) for f, b, s in settings.vae_phases))
 
 
@@ -120,12 +119,12 @@ def train_vae(run, model, data, held_out):
     """Single frames first, then short clips, then whole ones; the causal encoder does not mind."""
     settings, device = run.settings, run.device
     phases = [(frames, batch) for frames, batch, steps in settings.vae_phases for _ in range(steps)]
-    run.optimizer([model.vae], settings.vae_lr, settings.vae_adam_lr)
-    check = held_out.batch(64, seed=run.seed)[0].to(device)
+    run.start([model.vae], settings.vae_lr, settings.vae_adam_lr)
+    check = held_out.batch(64, rng(run.seed, EVALUATION, 4))[0].to(device)
     for step in run.steps("vae", len(phases)):
         generator = rng(run.seed, VAE_STAGE, step)
         frames, batch = phases[step]
-        video = data.batch(batch, seed=generator.initial_seed())[0]
+        video = data.batch(batch, generator)[0]
         start = torch.randint(video.shape[2] - frames + 1, (1,), generator=generator).item()
         foreground = settings.loss.foreground * max(0, 1 - 2 * step / len(phases))
         loss, terms = vae_step(model.vae, video[:, :, start : start + frames].to(device), settings, foreground, generator)
@@ -151,7 +150,7 @@ def encode_bank(vae, data, count, seed, device, held_out=False):
     """`count` clips as latents (before normalisation) (count, C, f, h, w), and their scenes."""
     latents, scenes = [], []
     for start in tqdm(range(0, count, 64), desc="latents", disable=None):
-        video, some = data.batch(min(64, count - start), rng(seed, BANK, start).initial_seed(), held_out)
+        video, some = data.batch(min(64, count - start), rng(seed, BANK, start), held_out)
         latents.append(vae.encode(video.to(device))[0])
         scenes += some
     return torch.cat(latents), scenes
@@ -186,7 +185,7 @@ def train_dit(run, model, data, held_out):
     latents = model.vae.normalize(latents)
     check, check_scenes = encode_bank(model.vae, held_out, 256, run.seed, device, held_out=True)
     check, check_captions = model.vae.normalize(check), [caption(s) for s in check_scenes]
-    run.optimizer([model.dit, model.text], settings.dit_lr, settings.dit_adam_lr)
+    run.start([model.dit, model.text], settings.dit_lr, settings.dit_adam_lr)
     run.start_ema(settings.ema)
     for step in run.steps("dit", settings.dit_steps):
         generator = rng(run.seed, DIT_STAGE, step)
@@ -215,7 +214,7 @@ def train_dit(run, model, data, held_out):
 def judge_vae(model, held_out, classifier, seed, device):
     """Held-out reconstruction: PSNR, motion, what can still be read, and PSNR over added noise."""
     c = model.config.data
-    video, scenes = held_out.batch(128, rng(seed, EVALUATION, 1).initial_seed())
+    video, scenes = held_out.batch(128, rng(seed, EVALUATION, 1))
     video = video.to(device)
     plain = reconstruct(model.vae, video)
     noise = torch.randn((128, *model.vae.latent_shape(*video.shape[2:])), generator=rng(seed, EVALUATION, 2)).to(device)

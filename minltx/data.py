@@ -163,8 +163,7 @@ class MovingDigits:
         centres = start[:, :, None] + travel[:, :, None] * steps                          # (B, K, F, 2)
         return render(sprites, colours, centres, c.size)
 
-    def batch(self, count, seed, held_out=False):
-        """`count` fresh clips -> (video (B, 3, F, H, W), scenes); the same seed gives the same batch."""
-        generator = torch.Generator().manual_seed(seed)
+    def batch(self, count, generator, held_out=False):
+        """`count` fresh clips -> (video (B, 3, F, H, W), scenes); what they show follows from the generator."""
         scenes = self.choose(count, generator, held_out)
         return self.clips(scenes, generator), scenes

@@ -19,7 +19,7 @@ class LossConfig:
 
     pixel: float = 1.0
     dwt: float = 0.1
-    motion: float = 10.0
+    motion: float = 25.0
     kl: float = 1e-4
     foreground: float = 0.0
 

@@ -17,7 +17,7 @@ def randomised(seed=0):
     torch.manual_seed(seed)
     dit = DiT(TINY)
     for p in dit.parameters():
-        torch.nn.init.normal_(p, std=0.3)
+        torch.nn.init.normal_(p, std=0.15)
     return dit
 
 

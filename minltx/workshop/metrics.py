@@ -88,19 +88,18 @@ def read_clips(video, digits, classifier, digit_size):
     every frame. With one digit to a clip its colour is that of most of its light.
     """
     grey, masks = brightness(video), colour_masks(video)
-    light = (grey[:, None] * masks).sum(dim=(2, 3, 4))                                    # (B, 6)
-    found = []
-    for b in range(len(video)):
-        scene = []
-        for index in light[b].topk(digits).indices.tolist():
-            own = grey[b : b + 1] if digits == 1 else grey[b : b + 1] * masks[b, index]   # (1, F, H, W)
-            track, mass = centres(own)
-            if mass.min() < 0.02 * digit_size**2:
-                scene.append(Thing(None, None, None))
-                continue
-            scores = classifier(windows(own[0], track[0], digit_size)).log_softmax(-1).mean(0)
-            scene.append(Thing(scores.argmax().item(), list(COLOURS)[index], read_direction(track[0], 3.0)))
-        found.append(scene)
+    B, frames = grey.shape[:2]
+    ranked = (grey[:, None] * masks).sum(dim=(2, 3, 4)).topk(digits).indices              # (B, digits), by light
+    found = [[] for _ in range(B)]
+    for colour in ranked.T:
+        own = grey if digits == 1 else grey * masks[torch.arange(B), colour]              # (B, F, H, W)
+        track, mass = centres(own)
+        scores = classifier(windows(own.flatten(0, 1), track.flatten(0, 1), digit_size)).log_softmax(-1)
+        digit = scores.unflatten(0, (B, frames)).mean(1).argmax(-1)                       # (B,)
+        for b in range(B):
+            there = mass[b].min() >= 0.02 * digit_size**2
+            seen = (digit[b].item(), list(COLOURS)[colour[b]], read_direction(track[b], 3.0))
+            found[b].append(Thing(*seen) if there else Thing(None, None, None))
     return found
 
 

@@ -2,7 +2,7 @@
 
 In a narrow network trained for a few hundred steps a handful of directions get all of Adam's attention. Muon
 replaces the singular values of each weight matrix's momentum by (about) 1, so all directions move at once
-(Jordan et al., 2024). Biases, tables, norms and embeddings stay with AdamW. docs/experiments.md has the measured difference.
+(Jordan et al., 2024). docs/experiments.md has the measured difference.
 """
 
 import torch
@@ -20,43 +20,33 @@ def orthogonalize(matrix, steps=5):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the weights of linear and convolutional layers of `modules`, AdamW for everything else.
+    """Muon for weights of two or more axes, of which all but the first count as one.
 
-    lr is Muon's step, the length of an update relative to an orthogonal matrix; adam_lr is AdamW's. Multiply
-    both during training by writing to `param_groups`.
+    lr is the length of an update relative to an orthogonal matrix.
     """
 
-    def __init__(self, modules, lr=0.02, adam_lr=3e-3, momentum=0.95, weight_decay=0.01):
-        matrices = [m.weight for module in modules for m in module.modules()
-                    if isinstance(m, (torch.nn.Linear, torch.nn.Conv3d)) and min(m.weight.flatten(1).shape) > 16]
-        known = {id(p) for p in matrices}
-        others = [p for module in modules for p in module.parameters() if id(p) not in known]
-        super().__init__([{"params": matrices, "lr": lr, "muon": True}, {"params": others, "lr": adam_lr, "muon": False}],
-                         {"momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, parameters, lr=0.02, momentum=0.95, weight_decay=0.01):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            update = self.muon_step if group["muon"] else self.adam_step
             for p in group["params"]:
-                if p.grad is not None:
-                    update(p, self.state[p], group)
+                if p.grad is None:
+                    continue
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonalize(p.grad.lerp(momentum, group["momentum"]).flatten(1))
+                scale = max(1, update.shape[0] / update.shape[1]) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
 
-    def muon_step(self, p, state, group):
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-        state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-        direction = orthogonalize(p.grad.lerp(state["momentum"], group["momentum"]).flatten(1))
-        scale = max(1, direction.shape[0] / direction.shape[1]) ** 0.5
-        p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.add_(direction.reshape(p.shape), alpha=-group["lr"] * scale)
 
-    def adam_step(self, p, state, group):
-        if not state:
-            state.update(step=0, first=torch.zeros_like(p), second=torch.zeros_like(p))
-        state["step"] += 1
-        state["first"].lerp_(p.grad, 0.1)
-        state["second"].lerp_(p.grad.square(), 0.01)
-        first = state["first"] / (1 - 0.9 ** state["step"])
-        second = state["second"] / (1 - 0.99 ** state["step"])
-        p.addcdiv_(first, second.sqrt() + 1e-8, value=-group["lr"])
+def optimizers(modules, lr=0.02, adam_lr=3e-3):
+    """[Muon, AdamW]: Muon for the linear and convolutional weights of `modules`, AdamW for everything else, which
+    is biases, tables, norms, embeddings, and matrices so narrow that they have no directions to balance."""
+    matrices = [m.weight for module in modules for m in module.modules()
+                if isinstance(m, (torch.nn.Linear, torch.nn.Conv3d)) and min(m.weight.flatten(1).shape) > 16]
+    known = {id(p) for p in matrices}
+    others = [p for module in modules for p in module.parameters() if id(p) not in known]
+    return [Muon(matrices, lr), torch.optim.AdamW(others, adam_lr, betas=(0.9, 0.99), weight_decay=0.0)]

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minltx.workshop.checkpoint import load_checkpoint, save_checkpoint, tuples
-from minltx.workshop.muon import Muon
+from minltx.workshop.checkpoint import load_checkpoint, save_checkpoint
+from minltx.workshop.muon import optimizers
 
 
 class Run:
@@ -40,16 +40,18 @@ class Run:
         state = stored["run"]
         self.stages_done, self.stage, self.step = state["stages_done"], state["stage"], state["step"]
         self.history, self.by_t, self.seconds = state["history"], state["by_t"], state["seconds"]
-        self.pending = {"optimizer": state["optimizer"], "ema": state["ema"]}
+        if self.stage:
+            self.pending = {"optimizers": state["optimizers"], "ema": state["ema"]}
 
-    def optimizer(self, modules, lr, adam_lr):
-        """Muon and AdamW for these modules, with its state if the run goes on in the middle of a stage."""
-        self.optimizer_ = Muon(modules, lr, adam_lr)
-        self.trained = [p for group in self.optimizer_.param_groups for p in group["params"]]
-        self.rates = [group["lr"] for group in self.optimizer_.param_groups]
+    def start(self, modules, lr, adam_lr):
+        """Muon and AdamW for these modules, with their state if the run goes on in the middle of a stage."""
+        self.optimizers = optimizers(modules, lr, adam_lr)
+        self.rates = [lr, adam_lr]
+        self.trained = [p for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"]]
         self.ema = None
         if self.pending:
-            self.optimizer_.load_state_dict(self.pending["optimizer"])
+            for optimizer, state in zip(self.optimizers, self.pending["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
 
     def start_ema(self, decay):
         """Keep a running average of the weights from here on; it warms up over the first steps."""
@@ -89,12 +91,13 @@ class Run:
 
     def update(self, loss, rate):
         """One optimiser step at `rate` times the learning rates, gradients clipped to length 1."""
-        for group, lr in zip(self.optimizer_.param_groups, self.rates, strict=True):
-            group["lr"] = rate * lr
-        self.optimizer_.zero_grad()
+        for optimizer, lr in zip(self.optimizers, self.rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * lr
+            optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer_.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         if self.ema is not None:
             decay = min(self.decay, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.trained], 1 - decay)
@@ -122,5 +125,5 @@ class Run:
             return
         state = {"identity": self.identity, "stages_done": self.stages_done, "stage": self.stage, "step": self.step,
                  "history": self.history, "by_t": self.by_t, "seconds": self.seconds, "ema": self.ema,
-                 "optimizer": self.optimizer_.state_dict() if self.stage else None}
+                 "optimizers": [o.state_dict() for o in self.optimizers] if self.stage else None}
         save_checkpoint(self.checkpoint, self.model, run=state)
