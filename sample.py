@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from minltx.workshop import pictures
 from minltx.workshop.checkpoint import SHIPPED, load_checkpoint
+from minltx.workshop.run import pick_device
 
 BATCH = 64  # prompts sampled at a time
 
@@ -59,10 +60,7 @@ def sample(args):
     if args.frames is not None:
         model.vae.latent_shape(args.frames, *size)
     image = pictures.load_picture(args.image, *size) if args.image else None
-    try:
-        model.to(torch.device(args.device))
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the device {args.device} is not to be had here ({str(error).splitlines()[0]})") from None
+    model.to(pick_device(args.device))
     seeds = [args.seed + i for i in range(len(args.prompts))]
     model.embed(args.prompts)   # unknown words are told before the work begins
     videos = []

@@ -30,7 +30,7 @@ from minltx.losses import LossConfig, vae_loss
 from minltx.vae import VAEConfig
 from minltx.workshop import metrics, mnist, pictures
 from minltx.workshop.checkpoint import ModelConfig, ToyModel, save_checkpoint
-from minltx.workshop.run import Run
+from minltx.workshop.run import Run, pick_device
 
 
 # --- Settings ----------------------------------------------------------------------------------------------------
@@ -77,6 +77,8 @@ VAE_STAGE, BANK, DIT_STAGE, EVALUATION = range(4)   # who draws random numbers, 
 
 def scaled(settings, budget):
     """The same settings with `budget` times as many steps in every phase, and clips if it is more than 1."""
+    if not budget > 0:
+        raise ValueError(f"--budget {budget} is no amount of training: use a number above 0")
     return replace(settings, dit_steps=max(1, round(settings.dit_steps * budget)), bank=round(settings.bank * max(1, budget)),
                    vae_phases=tuple((f, b, max(1, round(s * budget))) for f, b, s in settings.vae_phases))
 
@@ -156,6 +158,12 @@ def encode_bank(vae, data, count, seed, device, held_out=False):
     return torch.cat(latents), scenes
 
 
+def measure_latents(vae, latents):
+    """Give the VAE the mean and standard deviation of its latents, channel by channel, for `normalize`."""
+    vae.latent_mean.copy_(latents.mean((0, 2, 3, 4)))
+    vae.latent_std.copy_(latents.std((0, 2, 3, 4)))
+
+
 # --- Stage 2: the transformer ------------------------------------------------------------------------------------
 
 def dit_step(model, latent, captions, given, settings, generator):
@@ -176,12 +184,9 @@ def dit_step(model, latent, captions, given, settings, generator):
     return flow_loss(v, target, free), t, error
 
 
-def train_dit(run, model, data, held_out):
+def train_dit(run, model, latents, scenes, held_out):
     """Text-to-video and image-to-video in one batch; now and then a batch of still images."""
     settings, device = run.settings, run.device
-    latents, scenes = encode_bank(model.vae, data, settings.bank, run.seed, device)
-    model.vae.latent_mean.copy_(latents.mean((0, 2, 3, 4)))
-    model.vae.latent_std.copy_(latents.std((0, 2, 3, 4)))
     latents = model.vae.normalize(latents)
     check, check_scenes = encode_bank(model.vae, held_out, 256, run.seed, device, held_out=True)
     check, check_captions = model.vae.normalize(check), [caption(s) for s in check_scenes]
@@ -290,8 +295,7 @@ def train(args, command):
     if args.plain_decoder:
         vae = replace(settings.model.vae, timestep_conditioning=False)
         settings = replace(settings, model=replace(settings.model, vae=vae))
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    out = Path(args.out)
+    device, out = pick_device(args.device), Path(args.out)
 
     torch.manual_seed(args.seed)
     model = ToyModel(settings.model).to(device)
@@ -302,8 +306,11 @@ def train(args, command):
 
     if "vae" not in run.stages_done:
         train_vae(run, model, data, held_out)
-    if "dit" not in run.stages_done and args.only != "vae":
-        train_dit(run, model, data, held_out)
+    if "dit" not in run.stages_done:
+        latents, scenes = encode_bank(model.vae, data, settings.bank, args.seed, device)
+        measure_latents(model.vae, latents)
+        if args.only != "vae":
+            train_dit(run, model, latents, scenes, held_out)
 
     judging = time.perf_counter()
     model.eval()
@@ -370,6 +377,8 @@ def main(argv=None):
         return train(args, shlex.join(["python", "train_tiny.py", *(sys.argv[1:] if argv is None else argv)]))
     except (ValueError, ConnectionError) as error:
         parser.exit(2, f"train_tiny.py: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"\ntrain_tiny.py: stopped; go on from the last checkpoint with --resume --out {args.out}\n")
 
 
 if __name__ == "__main__":

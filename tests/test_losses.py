@@ -32,7 +32,7 @@ def test_kl_is_torchs():
 
 
 def test_motion_amplitude_of_known_clips():
-    assert motion_amplitude(torch.ones(2, 3, 1, 4, 4)).tolist() == [1e-4, 1e-4]
+    assert motion_amplitude(torch.ones(2, 3, 1, 4, 4)).max() < 2e-4         # a still image does not move
     ramp = torch.arange(5.0).view(1, 1, 5, 1, 1).expand(1, 3, 5, 4, 4) * 0.25
     torch.testing.assert_close(motion_amplitude(ramp), torch.tensor([0.25]), rtol=0, atol=1e-5)
 

@@ -13,6 +13,16 @@ from minltx.workshop.checkpoint import load_checkpoint, save_checkpoint
 from minltx.workshop.muon import optimizers
 
 
+def pick_device(name):
+    """"cpu", "cuda" or "mps" -> torch.device; None: cuda if there is one. ValueError if it is not to be had."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"the device {name} is not to be had here ({str(error).splitlines()[0]}): use cpu") from None
+    return device
+
+
 class Run:
     """One run in one folder. `stage` and `step` say what comes next; `history` holds every logged number."""
 
