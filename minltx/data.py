@@ -116,7 +116,8 @@ def render(sprites, colours, centres, size):
     grid = F.affine_grid(theta, (B * K * frames, 1, size, size), align_corners=False)
     grey = F.grid_sample(sprites.reshape(B * K, 1, S, S).repeat_interleave(frames, 0), grid, align_corners=False)
     grey = grey.reshape(B, K, 1, frames, size, size)
-    return (grey * colours[..., None, None, None]).amax(dim=1) * 2 - 1                    # (B, 3, F, H, W)
+    brightest = grey.argmax(dim=1, keepdim=True).expand(-1, -1, 3, -1, -1, -1)            # (B, 1, 3, F, H, W)
+    return (grey * colours[..., None, None, None]).gather(1, brightest)[:, 0] * 2 - 1     # (B, 3, F, H, W)
 
 
 class MovingDigits:
@@ -134,6 +135,9 @@ class MovingDigits:
         self.config = config
         self.sprites = fit_digits(images, config.digit_size)[:, 0]                        # (n, S, S)
         self.of_label = [torch.nonzero(labels == d)[:, 0] for d in range(10)]
+        absent = [d for d, rows in enumerate(self.of_label) if len(rows) == 0]
+        if absent:
+            raise ValueError(f"there is no picture of {', '.join(map(str, absent))} among these digits: use a set with all ten")
 
     def choose(self, count, generator, held_out=False):
         """What `count` clips shall show: lists of things, of different colours within one clip."""

@@ -8,13 +8,13 @@ replaces the singular values of each weight matrix's momentum by (about) 1, so a
 import torch
 
 
-def orthogonalize(matrix, steps=5):
-    """(n, m) -> nearly its nearest matrix with singular values near 1, by Newton-Schulz iterations."""
-    x = matrix / (matrix.norm() + 1e-7)
-    if len(x) > x.shape[1]:
-        return orthogonalize(matrix.T, steps).T
+def orthogonalize(matrices, steps=5):
+    """(..., n, m) -> nearly the nearest matrices with singular values near 1, by Newton-Schulz iterations."""
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalize(matrices.mT, steps).mT
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
     for _ in range(steps):
-        a = x @ x.T
+        a = x @ x.mT
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x   # Jordan's coefficients: steep at 0, flat around 1
     return x
 
@@ -31,15 +31,20 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
+            same_shape = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalize(p.grad.lerp(momentum, group["momentum"]).flatten(1))
-                scale = max(1, update.shape[0] / update.shape[1]) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
+                if p.grad is not None:
+                    if p not in self.state:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                    momentum = self.state[p]["momentum"]
+                    momentum.lerp_(p.grad, 1 - group["momentum"])
+                    update = p.grad.lerp(momentum, group["momentum"]).flatten(1)
+                    same_shape.setdefault(update.shape, []).append((p, update))
+            for (rows, columns), pairs in same_shape.items():         # many small products are slow: one batch a shape
+                updates = orthogonalize(torch.stack([update for _, update in pairs]))
+                for (p, _), update in zip(pairs, updates, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.reshape(p.shape), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
 
 def optimizers(modules, lr=0.02, adam_lr=3e-3):
