@@ -1,12 +1,12 @@
-"""Train a toy LTX-Video on moving digits: settings, data, stage 1 (VAE), stage 2 (transformer), samples, report.
+"""Train a toy LTX-Video on moving digits: settings, data, stage 1 (VAE), stage 2 (transformer), report.
 
     python train_tiny.py                          the default toy, a few minutes on two CPU cores
-    python train_tiny.py --digits mnist           handwritten digits, downloaded; or --digits FOLDER of IDX files
+    python train_tiny.py --digits mnist           handwritten digits, downloaded; or --digits FOLDER
     python train_tiny.py --preset large           64x64, 17 frames, two digits: for a GPU or an evening
     python train_tiny.py --resume                 go on where the last checkpoint in --out stands
 
-Every step draws its random numbers from (seed, stage, step) alone, so a run that was stopped and resumed is the
-run that was not, bit for bit.
+Every step draws its random numbers from (seed, stage, step) alone, so a run that was stopped and resumed
+is the run that was not, on a CPU bit for bit.
 """
 
 import argparse
@@ -33,20 +33,20 @@ from minltx.workshop.checkpoint import ModelConfig, ToyModel, load_checkpoint, s
 from minltx.workshop.run import Run, pick_device
 
 
-# --- Settings ----------------------------------------------------------------------------------------------------
+# --- Settings ---------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Settings:
     """How a toy is trained. A phase of the VAE is (frames, clips in a batch, steps)."""
 
     model: ModelConfig
-    vae_phases: tuple = ((1, 32, 120), (9, 12, 360), (17, 8, 160))
+    vae_phases: tuple = ((1, 32, 150), (9, 12, 450), (17, 8, 200))
     vae_lr: float = 0.02
     vae_adam_lr: float = 3e-3
     loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
     noise_range: float = 0.2                         # the decoder learns to remove noise up to this t
-    bank: int = 5120                                 # clips whose latents the transformer learns from
-    dit_steps: int = 960
+    bank: int = 6400                                 # clips whose latents the transformer learns from
+    dit_steps: int = 1200
     dit_batch: int = 32
     dit_lr: float = 0.02
     dit_adam_lr: float = 2e-3
@@ -61,15 +61,15 @@ TOY = Settings(ModelConfig(
     vae=VAEConfig(latent_channels=8, encoder_width=32, decoder_width=64, resample_kernel=1,
                   encoder_blocks=(("down", (2, 1, 1), 2), ("res", 1), ("down", (2, 2, 2), 1), ("res", 1),
                                   ("down", (2, 1, 1), 1), ("res", 1)),
-                  decoder_blocks=(("res", 1), ("up", (2, 1, 1), 1), ("res", 1), ("up", (2, 2, 2), 1), ("res", 1),
-                                  ("up", (2, 1, 1), 2))),
+                  decoder_blocks=(("res", 1), ("up", (2, 1, 1), 1), ("res", 1), ("up", (2, 2, 2), 1),
+                                  ("res", 1), ("up", (2, 1, 1), 2))),
     dit=DiTConfig(latent_channels=8, width=128, depth=6, heads=4, text_width=64, stride=(8, 8, 8),
                   max_position=(2.0, 64.0, 64.0), theta=100.0)))
 
 LARGE = replace(TOY, model=replace(
     TOY.model, data=DataConfig(size=64, digit_size=26, digits=2, speed=(8.0, 16.0)),
     dit=replace(TOY.model.dit, width=192, heads=6, max_position=(2.0, 128.0, 128.0))),
-    vae_phases=((1, 16, 240), (9, 6, 560), (17, 4, 200)), dit_batch=16, dit_steps=1000)
+    vae_phases=((1, 16, 200), (9, 6, 450), (17, 4, 150)), dit_batch=16, dit_steps=700)
 
 PRESETS = {"toy": TOY, "large": LARGE}
 VAE_STAGE, BANK, DIT_STAGE, EVALUATION = range(4)   # who draws random numbers, see `rng`
@@ -78,8 +78,9 @@ VAE_STAGE, BANK, DIT_STAGE, EVALUATION = range(4)   # who draws random numbers, 
 def scaled(settings, budget):
     """The same settings with `budget` times as many steps in every phase, and clips if it is more than 1."""
     if not 0 < budget < 1000:
-        raise ValueError(f"--budget {budget} is no amount of training: use a number above 0, for instance 0.5")
-    return replace(settings, dit_steps=max(1, round(settings.dit_steps * budget)), bank=round(settings.bank * max(1, budget)),
+        raise ValueError(f"--budget {budget} is no amount of training: use a number above 0, such as 0.5")
+    return replace(settings, dit_steps=max(1, round(settings.dit_steps * budget)),
+                   bank=round(settings.bank * max(1, budget)),
                    vae_phases=tuple((f, b, max(1, round(s * budget))) for f, b, s in settings.vae_phases))
 
 
@@ -93,7 +94,7 @@ def learning_rate(step, total):
     return min(1, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / total))
 
 
-# --- Data --------------------------------------------------------------------------------------------------------
+# --- Data -------------------------------------------------------------------------------------------------
 
 def load_digits(source, seed):
     """"drawn", "mnist" or a folder -> (train images, labels), (held-out images, labels)."""
@@ -102,7 +103,7 @@ def load_digits(source, seed):
     return mnist.read_folder(mnist.download() if source == "mnist" else source)
 
 
-# --- Stage 1: the VAE --------------------------------------------------------------------------------------------
+# --- Stage 1: the VAE -------------------------------------------------------------------------------------
 
 def vae_step(vae, video, settings, foreground, generator):
     """One forward pass: encode, sample the posterior, add noise of a random degree t, decode, compare."""
@@ -112,7 +113,8 @@ def vae_step(vae, video, settings, foreground, generator):
     t, use = torch.rand(2, len(video), generator=generator).to(mean)
     t = settings.noise_range * t * (use > 0.3)
     centre, scale = mean.detach().mean((0, 2, 3, 4)), mean.detach().std((0, 2, 3, 4))
-    noise = torch.randn(mean.shape, generator=generator).to(mean) * scale[:, None, None, None] + centre[:, None, None, None]
+    noise = torch.randn(mean.shape, generator=generator).to(mean)
+    noise = noise * scale[:, None, None, None] + centre[:, None, None, None]
     output = vae.decode(interpolate(latent, noise, t), t)
     return vae_loss(video, output, mean, logvar, replace(settings.loss, foreground=foreground))
 
@@ -129,7 +131,8 @@ def train_vae(run, model, data, held_out):
         video = data.batch(batch, generator)[0]
         start = torch.randint(video.shape[2] - frames + 1, (1,), generator=generator).item()
         foreground = settings.loss.foreground * max(0, 1 - 2 * step / len(phases))
-        loss, terms = vae_step(model.vae, video[:, :, start : start + frames].to(device), settings, foreground, generator)
+        video = video[:, :, start : start + frames].to(device)
+        loss, terms = vae_step(model.vae, video, settings, foreground, generator)
         run.update(loss, learning_rate(step, len(phases)))
         run.log("vae", step, **{name: term.item() for name, term in terms.items()})
         if step % 50 == 49 or step == len(phases) - 1:
@@ -164,11 +167,13 @@ def measure_latents(vae, latents):
     vae.latent_std.copy_(latents.std((0, 2, 3, 4)))
 
 
-# --- Stage 2: the transformer ------------------------------------------------------------------------------------
+# --- Stage 2: the transformer -----------------------------------------------------------------------------
 
 def dit_step(model, latent, captions, given, settings, generator):
-    """One forward pass of rectified flow; where `given` (B,) is true the first latent frame is clean, has t = 0
-    and is not in the loss. Returns the loss, and per sample the time and the error."""
+    """One forward pass of rectified flow -> the loss, and per sample the time and the error.
+
+    Where `given` (B,) is true the first latent frame is clean, has t = 0 and is not in the loss.
+    """
     B, _, f, h, w = latent.shape
     captions = ["" if drop else text for text, drop in
                 zip(captions, torch.rand(B, generator=generator) < settings.caption_dropout)]
@@ -213,7 +218,7 @@ def train_dit(run, model, latents, scenes, held_out):
         run.save(step + 1, settings.dit_steps)
 
 
-# --- Report ------------------------------------------------------------------------------------------------------
+# --- Report -----------------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def judge_vae(model, held_out, classifier, seed, device):
@@ -222,7 +227,8 @@ def judge_vae(model, held_out, classifier, seed, device):
     video, scenes = held_out.batch(128, rng(seed, EVALUATION, 1))
     video = video.to(device)
     plain = reconstruct(model.vae, video)
-    noise = torch.randn((128, *model.vae.latent_shape(*video.shape[2:])), generator=rng(seed, EVALUATION, 2)).to(device)
+    shape = model.vae.latent_shape(*video.shape[2:])
+    noise = torch.randn((len(video), *shape), generator=rng(seed, EVALUATION, 2)).to(device)
     curve = {t: metrics.psnr(reconstruct(model.vae, video, t, noise), video).mean().item()
              for t in (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3)}
     read = metrics.read_clips(plain.cpu(), c.digits, classifier, c.digit_size)
@@ -231,7 +237,8 @@ def judge_vae(model, held_out, classifier, seed, device):
         "psnr": metrics.psnr(plain, video).mean().item(),
         "psnr_of_black": metrics.psnr(-torch.ones_like(video), video).mean().item(),
         "motion_ratio": metrics.motion_ratio(plain, video), "clips": len(video),
-        "psnr_over_noise": curve, "read": metrics.adherence(read, scenes), "read_in_data": metrics.adherence(clean, scenes)}
+        "psnr_over_noise": curve, "read": metrics.adherence(read, scenes),
+        "read_in_data": metrics.adherence(clean, scenes)}
 
 
 @torch.no_grad()
@@ -244,8 +251,11 @@ def judge_dit(model, held_out, classifier, seed, device, prompts, steps, guidanc
     clips = held_out.clips(scenes, generator)
 
     def generate(image=None):
-        parts = [model.generate(captions[i : i + 80], seeds[i : i + 80], steps=steps, guidance=guidance,
-                                image=None if image is None else image[i : i + 80]) for i in range(0, prompts, 80)]
+        parts = []
+        for i in range(0, prompts, 80):
+            some = None if image is None else image[i : i + 80]
+            parts.append(model.generate(captions[i : i + 80], seeds[i : i + 80], steps=steps,
+                                        guidance=guidance, image=some))
         return torch.cat(parts)
 
     def read(video):
@@ -264,21 +274,27 @@ def hardware(device):
     """What the figures were measured on, in words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), "") if Path("/proc/cpuinfo").exists() else platform.processor()
-    return f"{model or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    model, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else model
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def table(report):
     """The report's figures as lines for a terminal."""
     vae, dit = report["vae"], report["dit"]
-    rows = [("held-out reconstruction, PSNR per frame", f"{vae['psnr']:.2f} dB (all black: {vae['psnr_of_black']:.2f})"),
+    rows = [("held-out reconstruction, PSNR per frame",
+             f"{vae['psnr']:.2f} dB (all black: {vae['psnr_of_black']:.2f})"),
             ("energy of frame differences / the input's", f"{vae['motion_ratio']:.3f}")]
     if dit:
         text, image, n = dit["text_to_video"], dit["image_to_video"], dit["prompts"]
-        rows += [(f"text-to-video, {n} held-out prompts", "  ".join(f"{k} {100 * v:.1f} %" for k, v in text.items())),
-                 (f"image-to-video, {n} held-out pictures", f"direction {100 * image['direction']:.1f} %  first frame "
-                  f"{image['first_frame_psnr']:.2f} dB (its reconstruction: {image['vae_first_frame_psnr']:.2f})")]
+        rows += [(f"text-to-video, {n} held-out prompts",
+                  "  ".join(f"{k} {100 * v:.1f} %" for k, v in text.items())),
+                 (f"image-to-video, {n} held-out pictures",
+                  f"direction {100 * image['direction']:.1f} %  "
+                  f"first frame {image['first_frame_psnr']:.2f} dB "
+                  f"(reconstructed: {image['vae_first_frame_psnr']:.2f})")]
     rows += [("classifier on held-out data", f"digit {100 * vae['read_in_data']['digit']:.1f} %"),
              ("minutes", "  ".join(f"{k} {v / 60:.1f}" for k, v in report["seconds"].items())),
              ("parameters", "  ".join(f"{k} {v:,}" for k, v in report["parameters"].items())),
@@ -287,7 +303,7 @@ def table(report):
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
-# --- The story ---------------------------------------------------------------------------------------------------
+# --- The story --------------------------------------------------------------------------------------------
 
 def train(args, command):
     began = time.perf_counter()
@@ -321,8 +337,8 @@ def train(args, command):
     model.eval()
     classifier = metrics.train_classifier(data, seed=args.seed)
     plain, video, vae = judge_vae(model, held_out, classifier, args.seed, device)
-    pictures.save_video(out / "reconstruction.png", torch.stack([video[:6], plain[:6]], 1).flatten(0, 1).cpu(),
-                        ["held-out clip", "reconstruction"] * 6)
+    both = torch.stack([video[:6], plain[:6]], dim=1).flatten(0, 1).cpu()
+    pictures.save_video(out / "reconstruction.png", both, ["held-out clip", "reconstruction"] * 6)
     dit = None
     if args.only != "vae":
         text, image, captions, dit = judge_dit(model, held_out, classifier, args.seed, device, args.prompts,
@@ -334,7 +350,7 @@ def train(args, command):
     seconds = {**run.seconds, "report": time.perf_counter() - judging}
     report = {
         "command": command, "hardware": hardware(device), "seed": args.seed,
-        "digits": str(args.digits), "settings": run.identity["settings"],
+        "digits": str(args.digits), "resumed": args.resume, "settings": run.identity["settings"],
         "compression": f"1:{3 * math.prod(settings.model.vae.stride) / settings.model.vae.latent_channels:g}",
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in
                        (("encoder", model.vae.encoder), ("decoder", model.vae.decoder), ("dit", model.dit),
@@ -352,7 +368,8 @@ def save_curves(path, report):
     curves = {name: tuple(zip(*rows)) for name, rows in report["history"].items()}
     noise = report["vae"]["psnr_over_noise"]
     panels = [("VAE, terms before their weights", "step", "loss",
-               {n.split()[1]: xy for n, xy in curves.items() if n.startswith("vae") and "psnr" not in n}, "log"),
+               {n.split()[1]: xy for n, xy in curves.items() if n.startswith("vae") and n != "vae psnr"},
+               "log"),
               ("VAE, held-out clips", "step", "PSNR in dB", {"t = 0": curves["vae psnr"]}, "linear"),
               ("Noise added, decoder told its t", "t", "PSNR in dB",
                {"held-out clips": (list(noise), list(noise.values()))}, "linear")]
@@ -360,29 +377,32 @@ def save_curves(path, report):
         by_t = [(i / 10 + 0.05, loss) for i, loss in enumerate(report["loss_by_t"]) if loss is not None]
         panels += [("Transformer", "step", "flow loss",
                     {n.split()[1]: xy for n, xy in curves.items() if n.startswith("dit")}, "linear"),
-                   ("Transformer, by time", "t", "flow loss", {"second half of training": tuple(zip(*by_t))}, "linear")]
+                   ("Transformer, by time", "t", "flow loss",
+                    {"second half of training": tuple(zip(*by_t))}, "linear")]
     pictures.save_curves(path, panels)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", default="runs/toy", help="folder for checkpoint, videos and report (default: %(default)s)")
-    parser.add_argument("--digits", default="drawn", help="drawn, mnist (download) or a folder of IDX files")
-    parser.add_argument("--preset", choices=PRESETS, default="toy")
-    parser.add_argument("--budget", type=float, default=1.0, help="train this many times as many steps (default: 1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--prompts", type=int, default=240, help="held-out prompts to judge by (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda or mps (default: cuda if there is one)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    parser.add_argument("--only", choices=["vae"], help="stop after this stage")
-    parser.add_argument("--plain-decoder", action="store_true", help="a decoder that is not told t, to compare")
+    add = parser.add_argument
+    add("--out", default="runs/toy", help="folder for checkpoint, videos and report (default: %(default)s)")
+    add("--digits", default="drawn", help="drawn, mnist (download) or a folder of IDX files")
+    add("--preset", choices=PRESETS, default="toy")
+    add("--budget", type=float, default=1.0, help="train this many times as many steps (default: 1)")
+    add("--seed", type=int, default=0)
+    add("--prompts", type=int, default=200, help="held-out prompts to judge by (default: %(default)s)")
+    add("--device", help="cpu, cuda or mps (default: cuda if there is one)")
+    add("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    add("--only", choices=["vae"], help="stop after this stage")
+    add("--plain-decoder", action="store_true", help="a decoder that is not told t, to compare")
     args = parser.parse_args(argv)
     try:
         return train(args, shlex.join(["python", "train_tiny.py", *(sys.argv[1:] if argv is None else argv)]))
     except (ValueError, OSError) as error:
         parser.exit(2, f"train_tiny.py: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "\ntrain_tiny.py: stopped; the same command with --resume goes on from the last checkpoint\n")
+        parser.exit(130, "\ntrain_tiny.py: stopped; the same command with --resume goes on from the last "
+                         "checkpoint\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique",
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a clip looks like. Sizes in pixels, speeds in pixels per second, `digits` is the number in a clip."""
+    """What a clip looks like. Sizes in pixels, speeds in pixels per second, `digits`: how many in a clip."""
 
     frames: int = 17
     size: int = 32
@@ -57,11 +57,12 @@ EVERYTHING = [Thing(d, c, m) for d in range(10) for c in COLOURS for m in DIRECT
 
 def caption(things, still=False):
     """Things -> "a red 7 moving left and a blue 3 moving up"; of a still image, "a red 7 and a blue 3"."""
-    return " and ".join(f"a {x.colour} {x.digit}" + ("" if still else f" moving {x.direction}") for x in things)
+    return " and ".join(f"a {x.colour} {x.digit}" + ("" if still else f" moving {x.direction}")
+                        for x in things)
 
 
 def draw_digits(count, seed):
-    """Digits from fonts with random slant, turn, size and stroke -> (count, 28, 28) in [0, 1], labels (count,)."""
+    """Font digits with random slant, turn, size and stroke -> (count, 28, 28) in [0, 1], labels (count,)."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     glyphs = []
     for name in FONTS:
@@ -84,14 +85,14 @@ def draw_digits(count, seed):
 
 
 def fit_digits(images, digit_size):
-    """Cut every digit out and scale its longer side to digit_size: (n, h, w) -> (n, 1, S, S), S = digit_size + 2."""
+    """Cut digits out, scale the longer side to digit_size: (n, h, w) -> (n, 1, S, S), S = digit_size + 2."""
     ink = images > 0.2
     boxes = []
     for axis, length in ((1, images.shape[2]), (2, images.shape[1])):
         line = ink.any(dim=axis).float()                                                  # (n, length)
         boxes.append((line.argmax(1), length - line.flip(1).argmax(1)))
     (x0, x1), (y0, y1) = boxes
-    side = torch.maximum(x1 - x0, y1 - y0) / digit_size * (digit_size + 2)                # pixels of the source
+    side = torch.maximum(x1 - x0, y1 - y0) / digit_size * (digit_size + 2)              # pixels of the source
     theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = side / images.shape[2], (x0 + x1) / images.shape[2] - 1
     theta[:, 1, 1], theta[:, 1, 2] = side / images.shape[1], (y0 + y1) / images.shape[1] - 1
@@ -114,7 +115,8 @@ def render(sprites, colours, centres, size):
     theta[:, 0, 0] = theta[:, 1, 1] = size / S
     theta[:, :, 2] = ((size - 2 * centres) / S).reshape(-1, 2)
     grid = F.affine_grid(theta, (B * K * frames, 1, size, size), align_corners=False)
-    grey = F.grid_sample(sprites.reshape(B * K, 1, S, S).repeat_interleave(frames, 0), grid, align_corners=False)
+    sprites = sprites.reshape(B * K, 1, S, S).repeat_interleave(frames, 0)
+    grey = F.grid_sample(sprites, grid, align_corners=False)
     grey = grey.reshape(B, K, 1, frames, size, size)
     brightest = grey.argmax(dim=1, keepdim=True).expand(-1, -1, 3, -1, -1, -1)            # (B, 1, 3, F, H, W)
     return (grey * colours[..., None, None, None]).gather(1, brightest)[:, 0] * 2 - 1     # (B, 3, F, H, W)
@@ -128,16 +130,17 @@ class MovingDigits:
 
     def __init__(self, images, labels, config):
         room = config.size - config.digit_size
-        self.distance = [s * (config.frames - 1) / config.fps for s in config.speed]      # pixels over the clip
+        self.distance = [s * (config.frames - 1) / config.fps for s in config.speed]    # pixels over the clip
         if self.distance[1] > room:
-            raise ValueError(f"a digit that moves {self.distance[1]:.0f} pixels leaves a frame with {room} pixels "
-                             "of room: use a lower speed, fewer frames or a larger size")
+            raise ValueError(f"a digit that moves {self.distance[1]:.0f} pixels leaves a frame with {room} "
+                             "pixels of room: use a lower speed, fewer frames or a larger size")
         self.config = config
         self.sprites = fit_digits(images, config.digit_size)[:, 0]                        # (n, S, S)
         self.of_label = [torch.nonzero(labels == d)[:, 0] for d in range(10)]
         absent = [d for d, rows in enumerate(self.of_label) if len(rows) == 0]
         if absent:
-            raise ValueError(f"there is no picture of {', '.join(map(str, absent))} among these digits: use a set with all ten")
+            raise ValueError(f"there is no picture of {', '.join(map(str, absent))} among these digits: "
+                             "use a set with all ten")
 
     def choose(self, count, generator, held_out=False):
         """What `count` clips shall show: lists of things, of different colours within one clip."""
@@ -168,6 +171,6 @@ class MovingDigits:
         return render(sprites, colours, centres, c.size)
 
     def batch(self, count, generator, held_out=False):
-        """`count` fresh clips -> (video (B, 3, F, H, W), scenes); what they show follows from the generator."""
+        """`count` fresh clips -> (video (B, 3, F, H, W), scenes); the generator decides what they show."""
         scenes = self.choose(count, generator, held_out)
         return self.clips(scenes, generator), scenes

@@ -18,8 +18,8 @@ from minltx.rope import latent_coordinates, rope_tables, rotate
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """The defaults are the released 2 B LTX-Video 0.9.5 (SPEC 3.1). `stride` is the VAE's; `max_position` is in
-    seconds, pixels, pixels; `causal_time` says whether RoPE knows that the first latent frame is one pixel frame."""
+    """The defaults are the released 2 B LTX-Video 0.9.5 (SPEC 3.1). `stride` is the VAE's; `max_position` in
+    seconds, pixels, pixels; `causal_time`: whether RoPE knows that latent frame 0 is one pixel frame."""
 
     latent_channels: int = 128
     width: int = 2048
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
     def forward(self, h, text, text_mask, modulation, rope):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = \
-            (self.scale_shift_table + modulation).unbind(2)                               # each (B, 1 or N, D)
+            (self.scale_shift_table + modulation).unbind(2)                              # each (B, 1 or N, D)
         h = h + gate_msa * self.attn1(rms_norm(h) * (1 + scale_msa) + shift_msa, rotate=rope)
         h = h + self.attn2(h, text, text_mask)
         return h + gate_mlp * self.ff(rms_norm(h) * (1 + scale_mlp) + shift_mlp)          # (B, N, D)
@@ -69,7 +69,8 @@ class DiT(nn.Module):
         self.patchify_proj = nn.Linear(config.latent_channels, D)
         self.time_embedder = TimestepEmbedder(D, D)
         self.time_modulation = nn.Linear(D, 6 * D)
-        self.caption_projection = nn.Sequential(nn.Linear(config.text_width, D), nn.GELU("tanh"), nn.Linear(D, D))
+        self.caption_projection = nn.Sequential(nn.Linear(config.text_width, D), nn.GELU("tanh"),
+                                                nn.Linear(D, D))
         self.blocks = nn.ModuleList(Block(D, config.heads) for _ in range(config.depth))
         self.scale_shift_table = nn.Parameter(torch.randn(2, D) / D**0.5)
         self.proj_out = nn.Linear(D, config.latent_channels)
@@ -94,17 +95,18 @@ class DiT(nn.Module):
     def forward(self, latent, t, text, text_mask=None, fps=24.0):
         """Velocity (B, C, f, h, w) at the noisy, normalised latent (B, C, f, h, w).
 
-        t in [0, 1]: (B,), or (B, f, h, w) for a time per token. text (B, L, text width), text_mask (B, L) with
-        1 = keep (None: keep all). fps is frames per second of the pixels, not of the latents.
+        t in [0, 1]: (B,), or (B, f, h, w) for a time per token. text (B, L, text width), text_mask (B, L)
+        with 1 = keep (None: keep all). fps is frames per second of the pixels, not of the latents.
         """
         grid = tuple(latent.shape[2:])
-        coordinates = latent_coordinates(grid, self.config.stride, fps, self.config.causal_time, latent.device)
+        coordinates = latent_coordinates(grid, self.config.stride, fps, self.config.causal_time,
+                                         latent.device)
         v = self.forward_tokens(flatten_latent(latent), t.flatten(1) if t.ndim > 1 else t[:, None],
                                 coordinates, text, text_mask)
         return unflatten_tokens(v, grid)
 
     def forward_tokens(self, tokens, t, coordinates, text, text_mask=None):
-        """The same for any set of tokens (B, N, C) with times (B, 1 or N) and coordinates (3, N) -> (B, N, C)."""
+        """The same for any tokens (B, N, C) with times (B, 1 or N) and coordinates (3, N) -> (B, N, C)."""
         c = self.config
         cos, sin = rope_tables(coordinates, c.width, c.max_position, c.theta)             # (N, D) each
         h = self.patchify_proj(tokens)                                                    # (B, N, D)

@@ -38,7 +38,7 @@ def flow_loss(v, target, weight):
     return ((v - target).square() * weight).sum() / weight.sum()
 
 
-def shift(tokens):
+def shift_mu(tokens):
     """The shift mu of SPEC 4.2: 0.95 at 1024 tokens, 2.05 at 4096, a straight line that is not clamped."""
     return 0.95 + (tokens - 1024) * (2.05 - 0.95) / (4096 - 1024)
 
@@ -46,7 +46,7 @@ def shift(tokens):
 def sample_t(count, tokens, generator=None):
     """Training times (count,): logit-normal around the shift, its tails cut at the 0.5 and 99.9 percentiles
     and stretched to [0, 1], and one in ten uniform, so that no time starves (SPEC 4.2)."""
-    mu = shift(tokens)
+    mu = shift_mu(tokens)
     low, high = (1 / (1 + math.exp(-(mu + z))) for z in (-2.5758, 3.0902))
     t = torch.sigmoid(mu + torch.randn(count, generator=generator))
     t = ((t - low) / (high - low)).abs().clamp(0, 1)
@@ -60,7 +60,7 @@ def shifted_schedule(steps, tokens, terminal=0.1):
     if steps < 1:
         raise ValueError(f"the sampler needs at least 1 step, not {steps}")
     t = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
-    t = math.exp(shift(tokens)) / (math.exp(shift(tokens)) + (1 / t - 1))
+    t = math.exp(shift_mu(tokens)) / (math.exp(shift_mu(tokens)) + (1 / t - 1))
     if terminal is not None and steps > 1:
         t = 1 - (1 - t) * (1 - terminal) / (1 - t[-1])
     return torch.cat([t, t.new_zeros(1)]).float()

@@ -13,7 +13,8 @@ def timestep_embedding(t, width=256):
     t is already scaled (1000 times flow time), so that one unit is a thousandth of the way to pure noise.
     """
     half = width // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    index = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(-math.log(10000) * index / half)
     angles = t.float()[..., None] * frequencies                       # (..., width/2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)            # (..., width)
 
@@ -52,18 +53,18 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention through torch's SDPA (flash attention where the device has it).
 
-    x (B, N, D) asks, context (B, M, context width) answers (default: x itself) -> (B, N, D). Queries and keys
+    x (B, N, D) asks, context (B, M, D) answers (default: x itself) -> (B, N, D). Queries and keys
     are RMS-normalised over all of D *before* the split into heads, and rotated there too if `rotate` (a
     function (B, N, D) -> (B, N, D)) is given. mask (B, M): 1 = keep; a masked key gets a bias of -10000
     (SPEC 3.2, step 8).
     """
 
-    def __init__(self, width, heads, context_width=None):
+    def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
         self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(context_width or width, width)
-        self.to_v = nn.Linear(context_width or width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
         self.q_norm = RMSNorm(width)
         self.k_norm = RMSNorm(width)
         self.to_out = nn.Linear(width, width)
@@ -73,10 +74,11 @@ class Attention(nn.Module):
         q, k, v = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(context)), self.to_v(context)
         if rotate is not None:
             q, k = rotate(q), rotate(k)
-        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in (q, k, v))  # (B, heads, N, D/heads)
+        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for a in (q, k, v))                                                # (B, heads, N, D/heads)
         if mask is not None:
             mask = ((1 - mask.to(q.dtype)) * -10000.0)[:, None, None, :]                  # (B, 1, 1, M)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)                     # (B, heads, N, D/heads)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)                 # (B, heads, N, D/heads)
         return self.to_out(out.transpose(1, 2).flatten(2))                                # (B, N, D)
 
 

@@ -32,7 +32,7 @@ def haar_dwt(x):
     """
     if x.shape[2] % 2:
         x = torch.cat([x[:, :, :1], x], dim=2)
-    x = space_to_depth(x, (2, 2, 2)).unflatten(1, (-1, 2, 2, 2))                          # (B, C, t, y, x, F/2, ...)
+    x = space_to_depth(x, (2, 2, 2)).unflatten(1, (-1, 2, 2, 2))                   # (B, C, t, y, x, F/2, ...)
     for axis in (2, 3, 4):
         a, b = x.unbind(axis)
         x = torch.stack([a + b, a - b], dim=axis) / 2**0.5
@@ -40,7 +40,9 @@ def haar_dwt(x):
 
 
 def motion_amplitude(video):
-    """Root mean square of the frame differences of every clip: (B, C, F, H, W) -> (B,); 0 for still images."""
+    """Root mean square of the frame differences of every clip: (B, C, F, H, W) -> (B,).
+
+    The 1e-4 that a still image gets keeps the root's gradient finite."""
     differences = video[:, :, 1:] - video[:, :, :-1]
     return (differences.square().sum(dim=(1, 2, 3, 4)) / max(1, differences[0].numel()) + 1e-8).sqrt()
 

@@ -45,7 +45,7 @@ def space_to_depth(x, stride):
 
 
 def depth_to_space(x, stride):
-    """The exact inverse of `space_to_depth`: (B, C*st*sy*sx, f, h, w) -> (B, C, f*st, h*sy, w*sx) (SPEC 1.6)."""
+    """Exact inverse of `space_to_depth`: (B, C*st*sy*sx, f, h, w) -> (B, C, f*st, h*sy, w*sx) (SPEC 1.6)."""
     B, C, f, h, w = x.shape
     st, sy, sx = stride
     x = x.reshape(B, C // (st * sy * sx), st, sy, sx, f, h, w)        # (B, C/P, t, y, x, f, h, w)

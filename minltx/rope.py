@@ -14,8 +14,8 @@ def latent_coordinates(grid, stride, fps, causal, device=None):
     """The top left corner of every token -> (3, N): seconds, pixel row, pixel column; N = f*h*w, frame-major.
 
     grid is (f, h, w); stride is (frames, rows, columns) per token. `causal` shifts the time of all frames but
-    the first by one pixel frame back to where the VAE's first frame, a box of one frame only, put them (SPEC 3.3).
-    fps is frames per second of the pixels; ValueError if it is not positive.
+    the first by one pixel frame back to where the VAE's first frame, a box of one frame only, put them
+    (SPEC 3.3). fps is frames per second of the pixels; ValueError if it is not positive.
     """
     if not fps > 0:
         raise ValueError(f"fps must be positive, not {fps}")

@@ -1,8 +1,8 @@
-"""From noise to video: Euler steps down the velocity, guidance, given frames, and a decoder that ends the job.
+"""From noise to video: Euler steps down the velocity, guidance, given frames, a decoder that ends the job.
 
-One mask says what is given (image-to-video, and later more): strength 1 where a latent voxel is given, 0 where
-it is free. A given token gets its own, earlier time, and is not moved. Unusual: the transformer's result is
-made slightly noisy again before decoding, because the decoder was trained to remove the last of the noise.
+One mask says what is given (image-to-video, and later more): strength 1 where a latent voxel is given, 0
+where it is free. A given token gets its own, earlier time, and is not moved. Unusual: the transformer's
+result is made slightly noisy again before decoding: the decoder was trained to remove the last noise.
 """
 
 import torch
@@ -11,7 +11,8 @@ import torch
 def guide(v_null, v_text, guidance):
     """Classifier-free guidance: from the velocity without a caption towards, and past, the one with it.
 
-    1 gives v_text itself; then the network need not be asked about the null caption at all (SPEC 5.2).
+    1 gives v_text itself. `sample_latent` then, and below 1, asks the network about the
+    caption only (SPEC 5.2).
     """
     return v_null + guidance * (v_text - v_null)
 
@@ -27,7 +28,8 @@ def euler(velocity, z, schedule, strength=None, progress=None):
     steps = list(zip(schedule[:-1].tolist(), schedule[1:].tolist()))
     for t, t_next in progress(steps) if progress else steps:
         if strength is None:
-            z = z + (t_next - t) * velocity(z, torch.full((len(z),), t, device=z.device))  # dt < 0: towards data
+            v = velocity(z, torch.full((len(z),), t, device=z.device))
+            z = z + (t_next - t) * v                                      # dt < 0: towards data
         else:
             moves = (t - 1e-6 < 1 - strength).to(z.dtype)
             v = velocity(z, (1 - strength).clamp(max=t)[:, 0])
@@ -56,7 +58,7 @@ def sample_latent(dit, noise, schedule, text, text_mask, null_text, null_mask, g
 
     def velocity(z, t):
         v_text = dit(z, t, text, text_mask, fps)
-        if guidance == 1:
+        if guidance <= 1:
             return v_text
         return guide(dit(z, t, null_text, null_mask, fps), v_text, guidance)
 
@@ -67,8 +69,8 @@ def sample_latent(dit, noise, schedule, text, text_mask, null_text, null_mask, g
 def decode(vae, latent, t=0.05, noise_scale=0.025, noise=None):
     """Normalised latent (B, C, f, h, w) -> video (B, 3, F, H, W), clamped to [-1, 1].
 
-    Two knobs (SPEC 2.3): `noise_scale` is how much noise is mixed in, in the normalised space; `t` is what the
-    decoder is told. `noise` is standard normal noise of the latent's shape (only needed if noise_scale > 0).
+    Two knobs (SPEC 2.3): `noise_scale` is how much noise is mixed in, in the normalised space; `t` is what
+    the decoder is told. `noise` is standard normal noise of the latent's shape (only for noise_scale > 0).
     """
     if noise_scale > 0:
         latent = (1 - noise_scale) * latent + noise_scale * noise

@@ -20,20 +20,21 @@ def tokenize(captions):
 
     ValueError for an unknown word (it lists the vocabulary) or for more than 16 words.
     """
-    rows = [[w for w in text.lower().replace(",", " ").replace(".", " ").split()] or [NOTHING] for text in captions]
+    rows = [text.lower().replace(",", " ").replace(".", " ").split() for text in captions]
     for row in rows:
         for word in row:
-            if word not in WORDS:
+            if word not in WORDS[2:]:
                 raise ValueError(f"unknown word {word!r}: the toy knows only: {', '.join(WORDS[2:])}")
         if len(row) > MAX_WORDS:
             raise ValueError(f"a caption of {len(row)} words is too long: use at most {MAX_WORDS}")
+    rows = [row or [NOTHING] for row in rows]
     length = max(map(len, rows))
     ids = torch.tensor([[WORDS.index(w) for w in row] + [0] * (length - len(row)) for row in rows])
     return ids, (ids != 0).float()
 
 
 class CaptionEncoder(nn.Module):
-    """Word ids (B, L) and mask (B, L) -> (B, L, width): one transformer block, so that words find their digit."""
+    """Word ids (B, L) and mask (B, L) -> (B, L, width): one transformer block, so words find their digit."""
 
     def __init__(self, width, heads=4):
         super().__init__()

@@ -22,14 +22,15 @@ from minltx.patchify import depth_to_space, patchify, space_to_depth, unpatchify
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Blocks are ("res", n): n residual blocks; ("down", stride, k): k times wider; ("up", stride, k): k times
-    narrower. A stride is (frames, rows, columns). The defaults are the released LTX-Video 0.9.5 (SPEC 1.8)."""
+    """Blocks are ("res", n): n residual blocks; ("down", stride, k): k times wider; ("up", stride, k): k
+    times narrower. A stride is (frames, rows, columns). Defaults: the released LTX-Video 0.9.5 (SPEC 1.8)."""
 
     latent_channels: int = 128
     patch: int = 4
     encoder_width: int = 128
-    encoder_blocks: tuple = (("res", 4), ("down", (1, 2, 2), 2), ("res", 6), ("down", (2, 1, 1), 2), ("res", 6),
-                             ("down", (2, 2, 2), 2), ("res", 2), ("down", (2, 2, 2), 2), ("res", 2))
+    encoder_blocks: tuple = (("res", 4), ("down", (1, 2, 2), 2), ("res", 6), ("down", (2, 1, 1), 2),
+                             ("res", 6), ("down", (2, 2, 2), 2), ("res", 2), ("down", (2, 2, 2), 2),
+                             ("res", 2))
     decoder_width: int = 1024
     decoder_blocks: tuple = (("res", 5), ("up", (2, 2, 2), 2), ("res", 5), ("up", (2, 2, 2), 2), ("res", 5),
                              ("up", (2, 2, 2), 2), ("res", 5))
@@ -39,9 +40,12 @@ class VAEConfig:
     @property
     def stride(self):
         """Pixels per latent voxel: (frames, rows, columns)."""
+        return self.product_of_strides("down", self.encoder_blocks)
+
+    def product_of_strides(self, kind, blocks):
         stride = [1, self.patch, self.patch]
-        for name, *args in self.encoder_blocks:
-            if name == "down":
+        for name, *args in blocks:
+            if name == kind:
                 stride = [a * b for a, b in zip(stride, args[0])]
         return tuple(stride)
 
@@ -109,7 +113,7 @@ class ResGroup(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Space-to-depth twice: once after a convolution, once as a shortcut that averages channels (SPEC 1.7)."""
+    """Space-to-depth twice: once after a convolution, once as a shortcut averaging channels (SPEC 1.7)."""
 
     def __init__(self, width, stride, widen, kernel):
         super().__init__()
@@ -118,9 +122,9 @@ class Downsample(nn.Module):
 
     def forward(self, x, t=None):
         if self.stride[0] == 2:
-            x = torch.cat([x[:, :, :1], x], dim=2)    # 2k+1 frames become 2(k+1): frame 0 gets a box of its own
+            x = torch.cat([x[:, :, :1], x], dim=2)  # 2k+1 frames become 2(k+1): frame 0 gets a box of its own
         shortcut = space_to_depth(x, self.stride)                                         # (B, C*P, f, h, w)
-        shortcut = shortcut.unflatten(1, (self.outputs, -1)).mean(dim=2)                  # (B, outputs, f, h, w)
+        shortcut = shortcut.unflatten(1, (self.outputs, -1)).mean(dim=2)               # (B, outputs, f, h, w)
         return space_to_depth(self.conv(x), self.stride) + shortcut
 
 
@@ -135,7 +139,7 @@ class Upsample(nn.Module):
         self.repeats = box // narrow
 
     def forward(self, x, t=None):
-        shortcut = depth_to_space(x, self.stride).repeat(1, self.repeats, 1, 1, 1)        # (B, C/narrow, F, H, W)
+        shortcut = depth_to_space(x, self.stride).repeat(1, self.repeats, 1, 1, 1)    # (B, C/narrow, F, H, W)
         x = depth_to_space(self.conv(x), self.stride) + shortcut
         return x[:, :, 1:] if self.stride[0] == 2 else x   # undo the frame that Downsample put in front
 
@@ -158,7 +162,7 @@ def build_blocks(blocks, width, kernel, causal, conditioned):
 
 
 class Encoder(nn.Module):
-    """Video (B, 3, F, H, W) -> (B, latent channels + 1, f, h, w): the means and one log-variance per voxel."""
+    """Video (B, 3, F, H, W) -> (B, latent channels + 1, f, h, w): means and one log-variance per voxel."""
 
     def __init__(self, config):
         super().__init__()
@@ -187,7 +191,8 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(width, 3 * config.patch**2, causal=False)
         self.timestep_scale_multiplier = nn.Parameter(torch.tensor(1000.0)) if conditioned else None
         self.last_time_embedder = TimestepEmbedder(2 * width, 2 * width) if conditioned else None
-        self.last_scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5) if conditioned else None
+        self.last_scale_shift_table = (nn.Parameter(torch.randn(2, width) / width**0.5)
+                                       if conditioned else None)
 
     def forward(self, latent, t):
         x = self.conv_in(latent)
@@ -207,6 +212,8 @@ class VideoVAE(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        if config.product_of_strides("up", config.decoder_blocks) != config.stride:
+            raise ValueError("the decoder's blocks must undo the strides of the encoder's")
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
@@ -218,7 +225,8 @@ class VideoVAE(nn.Module):
         st, sy, sx = self.config.stride
         if frames < 1 or (frames - 1) % st:
             low = max(frames - 1, 0) // st * st + 1
-            raise ValueError(f"{frames} frames cannot be coded: use {st}k+1, for instance {low} or {low + st}")
+            raise ValueError(f"{frames} frames cannot be coded: use {st}k+1, "
+                             f"for instance {low} or {low + st}")
         for name, value, s in (("height", height, sy), ("width", width, sx)):
             if value < s or value % s:
                 low = max(value // s * s, s)

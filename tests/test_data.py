@@ -20,7 +20,8 @@ def digits():
 
 def test_same_seed_same_clips_other_seed_others(digits):
     data = MovingDigits(*digits, DataConfig())
-    (a, scenes), (b, same), (c, _) = (data.batch(4, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    (a, scenes), (b, same), (c, _) = (data.batch(4, torch.Generator().manual_seed(seed))
+                                      for seed in (1, 1, 2))
     assert torch.equal(a, b) and scenes == same and not torch.equal(a, c)
     assert a.shape == (4, 3, 17, 32, 32) and a.min() == -1 and 0.5 < a.max() <= 1
     assert torch.equal(draw_digits(20, 3)[0], draw_digits(20, 3)[0])
@@ -31,9 +32,10 @@ def test_training_and_held_out_never_overlap():
     assert torch.cdist(held_out, train).min() > 0.05
     held = [x for x in EVERYTHING if x.held_out]
     assert len(EVERYTHING) == 240 and len(held) == 40
-    for words in (range(10), COLOURS, DIRECTIONS):                  # every word is shown in training, and asked for
+    for words in (range(10), COLOURS, DIRECTIONS):            # every word is shown in training, and asked for
         field = {0: "digit", "red": "colour", "left": "direction"}[next(iter(words))]
-        assert {getattr(x, field) for x in held} == {getattr(x, field) for x in set(EVERYTHING) - set(held)} == set(words)
+        shown = {getattr(x, field) for x in set(EVERYTHING) - set(held)}
+        assert {getattr(x, field) for x in held} == shown == set(words)
 
 
 def test_training_clips_show_no_held_out_combination(digits):
@@ -67,6 +69,19 @@ def test_render_puts_a_sprite_where_it_is_told():
     expected = torch.full((3, 8, 8), -1.0)
     expected[0, 1:5, 3:7] = expected[2, 1:5, 3:7] = sprite * 2 - 1
     torch.testing.assert_close(video[0, :, 0], expected, rtol=0, atol=1e-5)
+
+
+def test_the_brighter_digit_wins_whole():
+    sprites = torch.stack([torch.full((4, 4), 0.9), torch.full((4, 4), 0.5)])[None]
+    colours = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    video = render(sprites, colours, torch.full((1, 2, 1, 2), 4.0), 8)
+    torch.testing.assert_close(video[0, :, 0, 4, 4], torch.tensor([0.8, -1.0, -1.0]))   # red, not yellow
+
+
+def test_a_set_without_all_ten_digits_is_refused(digits):
+    images, labels = digits
+    with pytest.raises(ValueError, match="no picture of 3, 7"):
+        MovingDigits(images[(labels != 3) & (labels != 7)], labels[(labels != 3) & (labels != 7)], DataConfig())
 
 
 def test_what_would_leave_the_frame_is_refused(digits):
@@ -126,7 +141,8 @@ def test_download_keeps_only_what_has_the_right_checksum(tmp_path, monkeypatch):
     assert [p.name for p in folder.iterdir()] == ["good.gz"]
 
 
-@pytest.mark.skipif(not os.environ.get("MINLTX_MNIST"), reason="set MINLTX_MNIST to a folder of MNIST's IDX files")
+@pytest.mark.skipif(not os.environ.get("MINLTX_MNIST"),
+                    reason="set MINLTX_MNIST to a folder of MNIST's IDX files")
 def test_real_digits_are_read_and_recognised():
     train, held_out = mnist.read_folder(os.environ["MINLTX_MNIST"])
     data, held_out = (MovingDigits(*digits, DataConfig()) for digits in (train, held_out))

@@ -83,7 +83,7 @@ def test_attention_equals_softmax_written_out():
     mask = torch.tensor([[1.0, 1, 1, 1, 0], [1, 1, 0, 1, 1]])
     q, k, v = layer.to_q(x), layer.to_k(x), layer.to_v(x)
     q, k = (a / (a.square().mean(-1, keepdim=True) + 1e-5).sqrt() for a in (q, k))
-    q, k = q * layer.q_norm.weight, k * layer.k_norm.weight                # over the whole width, before the heads
+    q, k = q * layer.q_norm.weight, k * layer.k_norm.weight           # over the whole width, before the heads
     slow = torch.zeros(2, 5, 12)
     for b in range(2):
         for head in range(3):

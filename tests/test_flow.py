@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minltx.flow import flow_loss, interpolate, predict_x0, sample_t, shift, shifted_schedule, velocity
+from minltx.flow import flow_loss, interpolate, predict_x0, sample_t, shift_mu, shifted_schedule, velocity
 from minltx.sampler import euler, guide, seeded_noise
 
 
@@ -16,20 +16,23 @@ def test_the_path_runs_from_data_to_noise_at_constant_velocity(shape):
     assert torch.equal(at(0.0), x0) and torch.equal(at(1.0), noise)
     for t in (0.2, 0.7):
         torch.testing.assert_close((at(t + 1e-3) - at(t)) / 1e-3, velocity(x0, noise), rtol=0, atol=1e-9)
-        torch.testing.assert_close(predict_x0(at(t), velocity(x0, noise), torch.full((5,), t)), x0, rtol=0, atol=1e-6)
+        found = predict_x0(at(t), velocity(x0, noise), torch.full((5,), t))
+        torch.testing.assert_close(found, x0, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 20])
 def test_euler_lands_on_the_data_when_the_velocity_is_known(steps):
     x0, noise = torch.randn(2, 3, 4, 3, 2, 2)
-    # For one data point x0 the exact velocity field is (z - x0) / t: straight lines, so any number of steps will do.
+    # For one data point x0 the exact velocity field is (z - x0) / t: straight lines, so any number of steps
+    # will do.
     z = euler(lambda z, t: (z - x0) / t.view(-1, 1, 1, 1, 1), noise, shifted_schedule(steps, 12))
     torch.testing.assert_close(z, x0, rtol=0, atol=1e-5)
 
 
 def test_euler_converges_on_a_curved_field_at_first_order():
     z = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)                      # dz/dt = z, from t = 1 to 0: 1/e
-    errors = [(euler(lambda z, t: z, z, torch.linspace(1, 0, n + 1)) - math.exp(-1)).abs().item() for n in (50, 100)]
+    errors = [(euler(lambda z, t: z, z, torch.linspace(1, 0, n + 1)) - math.exp(-1)).abs().item()
+              for n in (50, 100)]
     assert 1.9 < errors[0] / errors[1] < 2.1
 
 
@@ -59,7 +62,8 @@ def test_guidance_of_one_is_none():
 
 
 @pytest.mark.parametrize("steps, tokens, golden", [
-    (20, 6144, {0: 1.0, 1: 0.9946, 2: 0.98863, 3: 0.98202, 4: 0.97464, 16: 0.66964, 17: 0.5677, 18: 0.40433, 19: 0.1}),
+    (20, 6144, {0: 1.0, 1: 0.9946, 2: 0.98863, 3: 0.98202, 4: 0.97464, 16: 0.66964,
+                17: 0.5677, 18: 0.40433, 19: 0.1}),
     (40, 5280, {0: 1.0, 1: 0.99747, 4: 0.98911, 36: 0.49375, 38: 0.27746, 39: 0.1}),
     (8, 48, {0: 1.0, 1: 0.91757, 2: 0.82465, 3: 0.7191, 4: 0.59817, 5: 0.45822, 6: 0.29439, 7: 0.1}),
 ])
@@ -74,7 +78,7 @@ def test_shifted_schedule_has_the_released_values(steps, tokens, golden):
 
 def test_shift_has_the_published_values():
     for tokens, mu in ((256, 0.675), (1024, 0.95), (4096, 2.05), (6144, 2.783)):
-        assert abs(shift(tokens) - mu) < 1e-3
+        assert abs(shift_mu(tokens) - mu) < 1e-3
 
 
 def test_training_times_stay_in_range_and_move_towards_noise_with_the_tokens():
@@ -83,8 +87,9 @@ def test_training_times_stay_in_range_and_move_towards_noise_with_the_tokens():
         assert t.min() >= 0 and t.max() <= 1
         assert (torch.histc(t, 10, 0, 1) > 0.005 * len(t)).all()            # no time starves
     assert many.median() > few.median() + 0.2
-    # The middle of the distribution is the logit-normal's, stretched: the median of sigmoid(mu + N) is sigmoid(mu).
-    mu = shift(48)
+    # The middle of the distribution is the logit-normal's, stretched: the median of sigmoid(mu + N) is
+    # sigmoid(mu).
+    mu = shift_mu(48)
     low, high = 1 / (1 + math.exp(2.5758 - mu)), 1 / (1 + math.exp(-3.0902 - mu))
     assert abs(few.median().item() - (1 / (1 + math.exp(-mu)) - low) / (high - low)) < 0.02
 

@@ -45,9 +45,12 @@ def test_products_depend_on_offsets_only_along_each_axis(axis):
 
 def test_golden_values_of_the_released_model():
     golden = [((0, 0, 0), 25, False, (-0.0, -0.0, -0.0, -0.04312, -0.911874, 1.0), -20.2651, -46.335),
-              ((2, 1, 1), 25, False, (0.100362, 0.049068, 0.049068, 0.060122, -0.114973, 0.707409), -123.5847, -16.6958),
-              ((2, 1, 1), 25, True, (0.056519, 0.049068, 0.049068, 0.014968, -0.114973, 0.707409), -143.1651, -40.6527),
-              ((15, 15, 23), 24, False, (0.707107, 0.671559, 0.903989, 0.691694, 0.868204, 0.707052), -17.7317, -209.1009)]
+              ((2, 1, 1), 25, False, (0.100362, 0.049068, 0.049068, 0.060122, -0.114973, 0.707409),
+               -123.5847, -16.6958),
+              ((2, 1, 1), 25, True, (0.056519, 0.049068, 0.049068, 0.014968, -0.114973, 0.707409),
+               -143.1651, -40.6527),
+              ((15, 15, 23), 24, False, (0.707107, 0.671559, 0.903989, 0.691694, 0.868204, 0.707052),
+               -17.7317, -209.1009)]
     for (f, y, x), fps, causal, values, cos_sum, sin_sum in golden:
         coordinates = latent_coordinates((16, 16, 24), (8, 32, 32), fps, causal)
         cos, sin = rope_tables(coordinates, 2048, FULL)
@@ -62,7 +65,7 @@ def test_coordinates_are_seconds_and_pixels():
     plain = latent_coordinates((3, 2, 2), (8, 32, 32), 16, causal=False).reshape(3, 3, 2, 2)
     fixed = latent_coordinates((3, 2, 2), (8, 32, 32), 16, causal=True).reshape(3, 3, 2, 2)
     assert plain[0, :, 0, 0].tolist() == [0.0, 0.5, 1.0]
-    assert fixed[0, :, 0, 0].tolist() == [0.0, 1 / 16, 9 / 16]              # the first frame is one frame, not eight
+    assert fixed[0, :, 0, 0].tolist() == [0.0, 1 / 16, 9 / 16]       # the first frame is one frame, not eight
     assert plain[1, 0, :, 0].tolist() == [0.0, 32.0] and plain[2, 0, 0].tolist() == [0.0, 32.0]
     half = latent_coordinates((3, 2, 2), (8, 32, 32), 8, causal=False)
     assert torch.equal(half[0], 2 * plain.flatten(1)[0]) and torch.equal(half[1:], plain.flatten(1)[1:])

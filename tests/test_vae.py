@@ -8,8 +8,10 @@ import torch
 from minltx.vae import CausalConv3d, Downsample, Upsample, VAEConfig, VideoVAE
 
 TINY = VAEConfig(latent_channels=4, encoder_width=8, decoder_width=16, resample_kernel=1,
-                 encoder_blocks=(("res", 1), ("down", (2, 1, 1), 2), ("down", (2, 2, 2), 1), ("down", (2, 1, 1), 1)),
-                 decoder_blocks=(("res", 1), ("up", (2, 1, 1), 1), ("up", (2, 2, 2), 2), ("res", 1), ("up", (2, 1, 1), 1)))
+                 encoder_blocks=(("res", 1), ("down", (2, 1, 1), 2), ("down", (2, 2, 2), 1),
+                                 ("down", (2, 1, 1), 1)),
+                 decoder_blocks=(("res", 1), ("up", (2, 1, 1), 1), ("up", (2, 2, 2), 2), ("res", 1),
+                                 ("up", (2, 1, 1), 1)))
 
 
 def tiny(**changes):
@@ -55,6 +57,11 @@ def test_illegal_sizes_name_the_nearest_legal_ones():
         vae.latent_shape(0, 16, 16)
 
 
+def test_a_decoder_must_undo_the_encoders_strides():
+    with pytest.raises(ValueError, match="undo the strides"):
+        tiny(decoder_blocks=TINY.decoder_blocks[:-1])
+
+
 def test_one_log_variance_for_all_channels():
     logvar = tiny().encode(torch.rand(2, 3, 9, 16, 16))[1]
     assert torch.equal(logvar, logvar[:, :1].expand_as(logvar))
@@ -93,7 +100,7 @@ def test_resampling_shortcuts_average_and_repeat_channels():
     torch.nn.init.zeros_(up.conv.conv.weight)
     torch.nn.init.zeros_(up.conv.conv.bias)
     y = torch.randn(1, 16, 2, 3, 3)
-    out = up(y)                                                     # 16 -> 2 channels, tiled 4 times; first frame dropped
+    out = up(y)                                         # 16 -> 2 channels, tiled 4 times; first frame dropped
     assert out.shape == (1, 8, 3, 6, 6)
     for channel in range(8):
         source = channel % 2 * 8 + 4 + 2 + 1                        # (c, t=1, y=1, x=1)

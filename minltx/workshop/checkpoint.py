@@ -1,7 +1,6 @@
-"""One file that holds a model and all it takes to go on training, written whole and read without running code."""
+"""One file that holds a model and all it takes to go on training, written whole, read without running
+code."""
 
-import os
-import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from minltx.flow import shifted_schedule
 from minltx.sampler import decode, sample_latent, seeded_noise
 from minltx.text import CaptionEncoder, tokenize
 from minltx.vae import VAEConfig, VideoVAE
+from minltx.workshop.pictures import put_in_place
 
 FORMAT = "minltx-1"
 SHIPPED = Path(__file__).parents[1] / "assets" / "toy.pt"
@@ -21,7 +21,7 @@ SHIPPED = Path(__file__).parents[1] / "assets" / "toy.pt"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All of a toy: what it saw, its two networks and the width of its caption encoder."""
+    """All of a toy: what it saw and its two networks; the caption encoder is as wide as dit.text_width."""
 
     data: DataConfig
     vae: VAEConfig
@@ -44,6 +44,17 @@ class ToyModel(nn.Module):
         ids, mask = (x.to(device) for x in tokenize(captions))
         return self.text(ids, mask), mask
 
+    def check(self, captions):
+        """ValueError if a caption has a word that the toy does not know, or more digits than its clips
+        had."""
+        tokenize(captions)
+        most = self.config.data.digits
+        for text in captions:
+            if sum(word.strip(",.").isdigit() for word in text.split()) > most:
+                raise ValueError(f"{text!r} names more than {most} digit{'s' * (most > 1)}, "
+                                 f"and this model was trained on {most} to a clip: "
+                                 "ask for fewer, or use a --checkpoint trained on more")
+
     @torch.no_grad()
     def generate(self, captions, seeds, frames=None, size=None, steps=20, guidance=2.0, image=None, fps=None,
                  decode_t=0.05, decode_noise=0.025, progress=None):
@@ -53,6 +64,7 @@ class ToyModel(nn.Module):
         [-1, 1] becomes the first frame. ValueError for unknown words and for frames or sizes that the VAE
         cannot code. The same seed gives the same video, whatever else is in the batch.
         """
+        self.check(captions)
         data, device = self.config.data, self.text.positions.device
         frames, (height, width) = frames or data.frames, size or (data.size, data.size)
         shape = self.vae.latent_shape(frames, height, width)
@@ -60,7 +72,8 @@ class ToyModel(nn.Module):
         null, null_mask = self.embed([""] * len(captions))
         first = None
         if image is not None:
-            first = self.vae.normalize(self.vae.encode(image.to(device))[0]).expand(len(captions), -1, -1, -1, -1)
+            first = self.vae.normalize(self.vae.encode(image.to(device))[0])        # (1 or B, C, 1, h, w)
+            first = first.expand(len(captions), -1, -1, -1, -1)
         noise = seeded_noise(shape, seeds).to(device)
         latent = sample_latent(self.dit, noise, schedule, *self.embed(captions), null, null_mask, guidance,
                                fps or data.fps, first, progress)
@@ -80,19 +93,14 @@ def config_from(stored):
 
 
 def save_checkpoint(path, model, half=False, **extra):
-    """Write model, config and `extra` (tensors, numbers, strings, lists and dictionaries of them) to one file.
+    """Write model, config and `extra` (tensors and plain values, lists and dictionaries of them) to one file.
 
-    With `half` the weights are stored as float16: half the size, for a model that is finished. The old file stays whole until the new one is complete and on the disk.
+    With `half` the weights are stored as float16: half the size, for a model that is finished. The old file
+    stays whole until the new one is complete and on the disk.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
     weights = {k: v.half() if half else v for k, v in model.state_dict().items()}
-    with open(part, "wb") as file:
-        torch.save({"format": FORMAT, "config": asdict(model.config), "model": weights, **extra}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    stored = {"format": FORMAT, "config": asdict(model.config), "model": weights, **extra}
+    put_in_place(path, lambda part: torch.save(stored, part))
 
 
 def load_checkpoint(path):
@@ -105,14 +113,15 @@ def load_checkpoint(path):
         raise ValueError(f"there is no checkpoint {path}: train one with python train_tiny.py")
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is not a checkpoint of minltx, or is damaged ({type(error).__name__})") from error
+    except Exception as error:    # a foreign file can fail in any way at all inside the reader
+        kind = type(error).__name__
+        raise ValueError(f"{path} is not a checkpoint of minltx, or is damaged ({kind})") from None
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of minltx ({FORMAT}): write one with train_tiny.py")
     try:
         model = ToyModel(config_from(stored.pop("config")))
         model.load_state_dict({k: v.float() for k, v in stored.pop("model").items()})
     except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} holds weights that do not fit its config: "
-                         f"{str(error).splitlines()[0][:200]}") from error
+        raise ValueError(f"{path} holds weights that do not fit its config "
+                         f"({str(error).splitlines()[0][:80]})") from None
     return model.eval(), stored

@@ -9,16 +9,18 @@ import tokenize
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-CHAPTERS = ("data", "patchify", "flow", "layers", "vae", "losses", "rope", "text", "dit", "sampler")  # reading order
-NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
-            tokenize.ENCODING}
+CHAPTERS = ("data", "patchify", "flow", "layers", "vae",
+            "losses", "rope", "text", "dit", "sampler")  # reading order
+NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+            tokenize.ENDMARKER, tokenize.ENCODING}
 
 
 def code_lines(path):
     """The number of lines of a Python file that hold code."""
     text, docstrings, lines = Path(path).read_text(), set(), set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+        may_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        if may_have_one and ast.get_docstring(node) is not None:
             docstrings.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in NOT_CODE:

@@ -1,8 +1,8 @@
 """Does the video show what its caption says, and does a reconstruction look and move like its original?
 
 A reader finds the digits in a clip by colour, follows their centre of brightness, and asks a small classifier
-which digit it sees. The classifier learns on rendered clips of the data only, never on generated ones, and its
-accuracy on held-out digits stands beside every figure that rests on it.
+which digit it sees. The classifier learns on rendered clips of the data only, never on generated ones, and
+its accuracy on held-out digits stands beside every figure that rests on it.
 """
 
 import torch
@@ -21,7 +21,8 @@ def psnr(video, reference):
 
 
 def motion_ratio(video, reference):
-    """Energy of frame differences over the reference's: 1 = moves as much, 0 = frozen. (B, 3, F, H, W) each."""
+    """Energy of frame differences over the reference's: 1 = moves as much, 0 = frozen.
+    (B, 3, F, H, W) each."""
     energy = [(x[:, :, 1:] - x[:, :, :-1]).square().mean() for x in (video, reference)]
     return (energy[0] / energy[1]).item()
 
@@ -32,21 +33,24 @@ class DigitClassifier(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
-            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 36, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, 10))
+            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(64 * 36, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, 10))
 
     def forward(self, windows):
         return self.layers(windows - 0.5)
 
 
 def brightness(video):
-    """video (B, 3, F, H, W) in [-1, 1] -> the brightest channel in [0, 1], faint haze removed, (B, F, H, W)."""
+    """video (B, 3, F, H, W) in [-1, 1] -> the brightest channel in [0, 1], faint haze removed,
+    (B, F, H, W)."""
     grey = ((video + 1) / 2).clamp(0, 1).amax(dim=1)
     return torch.where(grey > 0.15, grey, torch.zeros_like(grey))
 
 
 def colour_masks(video):
-    """For every colour, in the order of COLOURS, where the video is nearest to it: (B, 6, F, H, W) of 0 and 1."""
+    """For every colour, in the order of COLOURS, where the video is nearest to it:
+    (B, 6, F, H, W) of 0 and 1."""
     palette = F.normalize(torch.tensor(list(COLOURS.values()), dtype=torch.float32), dim=1)
     nearest = torch.einsum("kc,bcfhw->bkfhw", palette, (video + 1) / 2).argmax(dim=1)
     return F.one_hot(nearest, len(COLOURS)).movedim(-1, 1).float()
@@ -71,25 +75,26 @@ def windows(grey, centre, digit_size):
 
 
 def read_direction(track, least):
-    """track (F, 2) -> the direction of a straight line through it, or None if it moves less than `least` pixels
-    in all or less than twice as far along one axis as along the other."""
+    """track (F, 2) -> the direction of a straight line through it, or None if it moves less than
+    `least` pixels in all or less than twice as far along one axis as along the other."""
     time = torch.linspace(-0.5, 0.5, len(track))[:, None]
     x, y = ((time * track).sum(0) / time.square().sum()).tolist() if len(track) > 1 else (0.0, 0.0)
     if max(abs(x), abs(y)) < max(least, 2 * min(abs(x), abs(y))):
         return None
-    return next(name for name, (dx, dy) in DIRECTIONS.items() if dx * x + dy * y >= max(abs(x), abs(y)) - 1e-6)
+    most = max(abs(x), abs(y)) - 1e-6
+    return next(name for name, (dx, dy) in DIRECTIONS.items() if dx * x + dy * y >= most)
 
 
 @torch.no_grad()
 def read_clips(video, digits, classifier, digit_size):
     """What is to be seen: video (B, 3, F, H, W) -> B sets of `digits` things, None for what cannot be told.
 
-    The digit is the classifier's mean opinion over the frames; a thing must be there, and in one place, in
-    every frame. With one digit to a clip its colour is that of most of its light.
+    The digit is the classifier's mean opinion over the frames; a thing must be there in every frame. With one
+    digit to a clip its colour is that of most of its light.
     """
     grey, masks = brightness(video), colour_masks(video)
     B, frames = grey.shape[:2]
-    ranked = (grey[:, None] * masks).sum(dim=(2, 3, 4)).topk(digits).indices              # (B, digits), by light
+    ranked = (grey[:, None] * masks).sum(dim=(2, 3, 4)).topk(digits).indices           # (B, digits), by light
     found = [[] for _ in range(B)]
     for colour in ranked.T:
         own = grey if digits == 1 else grey * masks[torch.arange(B), colour]              # (B, F, H, W)
@@ -113,7 +118,8 @@ def adherence(found, scenes):
         if len(scene) == 1:
             pairs = list(zip(scene, seen, strict=True))
         else:
-            pairs = [(x, next((y for y in seen if y.colour == x.colour), Thing(None, None, None))) for x in scene]
+            nothing = Thing(None, None, None)
+            pairs = [(x, next((y for y in seen if y.colour == x.colour), nothing)) for x in scene]
         ok = {name: all(getattr(x, name) == getattr(y, name) for x, y in pairs)
               for name in ("digit", "colour", "direction")}
         ok["all"] = all(ok.values())
@@ -122,8 +128,8 @@ def adherence(found, scenes):
 
 
 def train_classifier(data, steps=400, seed=0, batch=128):
-    """A `DigitClassifier` for the digits of `data` (a MovingDigits), trained on single rendered frames that are
-    blurred, dimmed and shifted a little, as a reconstruction or a crooked track would be."""
+    """A `DigitClassifier` for the digits of `data` (a MovingDigits), trained on single rendered frames that
+    are blurred, dimmed and shifted a little, as a reconstruction or a crooked track would be."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

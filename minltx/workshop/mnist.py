@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import http.client
 import os
 import struct
 import urllib.request
@@ -10,7 +11,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/",
+           "https://storage.googleapis.com/cvdf-datasets/mnist/")
 FILES = {"train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
          "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
          "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
@@ -31,12 +33,14 @@ def read_idx(path):
 
 
 def find_set(folder, prefix):
-    """images (n, h, w) in [0, 1] and labels (n,) of the set `prefix` ("train" or "t10k"), or None if absent."""
-    paths = [next((p for ending in ("", ".gz") if (p := folder / f"{prefix}-{kind}-ubyte{ending}").is_file()), None)
-             for kind in ("images-idx3", "labels-idx1")]
-    if None in paths:
+    """images (n, h, w) in [0, 1] and labels (n,) of the set "train" or "t10k"; None if it is not there."""
+    paths = []
+    for kind in ("images-idx3", "labels-idx1"):
+        names = [folder / f"{prefix}-{kind}-ubyte{ending}" for ending in ("", ".gz")]
+        paths += [path for path in names if path.is_file()][:1]
+    if len(paths) < 2:
         return None
-    images, labels = (read_idx(p) for p in paths)
+    images, labels = map(read_idx, paths)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         raise ValueError(f"{paths[0]} and {paths[1]} do not belong together")
     return images.float() / 255, labels.long()
@@ -50,8 +54,8 @@ def read_folder(folder):
     folder = Path(folder)
     sets = [s for prefix in ("train", "t10k") if (s := find_set(folder, prefix))]
     if not sets:
-        raise ValueError(f"no digits in {folder}: it needs train-images-idx3-ubyte and train-labels-idx1-ubyte, "
-                         "or the same names with t10k, each with or without .gz")
+        raise ValueError(f"no digits in {folder}: it needs train-images-idx3-ubyte and train-labels-idx1-"
+                         "ubyte, or the same names with t10k, each with or without .gz")
     if len(sets) == 2:
         return tuple(sets)
     images, labels = sets[0]
@@ -75,20 +79,22 @@ def download(cache=None):
 
 def fetch(name, md5, path):
     """One file from the first mirror that has it whole."""
+    part = path.with_suffix(".part")
     for mirror in MIRRORS:
-        part = path.with_suffix(".part")
         try:
             with urllib.request.urlopen(mirror + name, timeout=30) as answer, open(part, "wb") as file:
-                with tqdm(total=int(answer.headers.get("Content-Length", 0)), unit="B", unit_scale=True,
-                          desc=name, disable=None) as bar:
+                length = answer.headers.get("Content-Length", "")
+                total = int(length) if length.isdigit() else None
+                with tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=None) as bar:
                     while chunk := answer.read(1 << 16):
                         file.write(chunk)
                         bar.update(len(chunk))
-        except OSError:
+            if hashlib.md5(part.read_bytes()).hexdigest() == md5:
+                os.replace(part, path)
+                return
+        except (OSError, http.client.HTTPException):
             continue
-        if hashlib.md5(part.read_bytes()).hexdigest() == md5:
-            os.replace(part, path)
-            return
-        part.unlink()
-    raise ConnectionError(f"could not download {name} from any mirror: leave out --digits for drawn digits, or name a "
-                          "folder of MNIST's IDX files with --digits FOLDER")
+        finally:
+            part.unlink(missing_ok=True)
+    raise ConnectionError(f"could not download {name} from any mirror: leave out --digits for drawn digits, "
+                          "or name a folder of MNIST's IDX files with --digits FOLDER")

@@ -15,7 +15,8 @@ def orthogonalize(matrices, steps=5):
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
     for _ in range(steps):
         a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x   # Jordan's coefficients: steep at 0, flat around 1
+        # Jordan's coefficients: steep at 0, flat around 1
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
     return x
 
 
@@ -40,7 +41,8 @@ class Muon(torch.optim.Optimizer):
                     momentum.lerp_(p.grad, 1 - group["momentum"])
                     update = p.grad.lerp(momentum, group["momentum"]).flatten(1)
                     same_shape.setdefault(update.shape, []).append((p, update))
-            for (rows, columns), pairs in same_shape.items():         # many small products are slow: one batch a shape
+            # many small products are slow: one batch a shape
+            for (rows, columns), pairs in same_shape.items():
                 updates = orthogonalize(torch.stack([update for _, update in pairs]))
                 for (p, _), update in zip(pairs, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -48,8 +50,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimizers(modules, lr=0.02, adam_lr=3e-3):
-    """[Muon, AdamW]: Muon for the linear and convolutional weights of `modules`, AdamW for everything else, which
-    is biases, tables, norms, embeddings, and matrices so narrow that they have no directions to balance."""
+    """[Muon, AdamW]: Muon for the linear and convolutional weights of `modules`, AdamW for everything else,
+    which is biases, tables, norms, embeddings, and matrices so narrow that they have no directions
+    to balance."""
     matrices = [m.weight for module in modules for m in module.modules()
                 if isinstance(m, (torch.nn.Linear, torch.nn.Conv3d)) and min(m.weight.flatten(1).shape) > 16]
     known = {id(p) for p in matrices}

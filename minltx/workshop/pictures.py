@@ -1,4 +1,4 @@
-"""Videos as GIF, PNG sheet, npz or mp4, pictures in, and loss curves out."""
+"""Videos as GIF, PNG sheet, npz or mp4, pictures in, and loss curves out. (Pillow comes with matplotlib.)"""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 ENDINGS = (".gif", ".png", ".npz", ".mp4")
 
@@ -17,12 +17,17 @@ def to_uint8(video):
 
 
 def put_in_place(path, write):
-    """Call write(temporary path), then move the result to `path` in one step, so that no half file is left."""
+    """Call write(temporary path), flush it to the disk, then move it to `path` in one step.
+
+    The old file stays whole until then, and no half file is left.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(part)
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -52,9 +57,9 @@ def captioned(frames, captions, columns, zoom):
 def save_video(path, video, captions, fps=16.0, columns=None):
     """Write videos (B, 3, F, H, W) in [-1, 1]; the ending of `path` chooses the form.
 
-    .gif: all of them in a grid with captions, playing; .png: a sheet, one video a row; .npz: `frames` (B, F, H,
-    W, 3) uint8 and `prompts`; .mp4: the grid again, with the optional package av. ValueError for another ending
-    or if av is missing.
+    .gif: all of them in a grid with captions, playing; .png: a sheet, one video a row; .npz: `frames`
+    (B, F, H, W, 3) uint8 and `prompts`; .mp4: the grid again, with the optional package av. ValueError for
+    another ending or if av is missing.
     """
     check_ending(path)
     frames, ending = to_uint8(video), Path(path).suffix.lower()
@@ -64,13 +69,14 @@ def save_video(path, video, captions, fps=16.0, columns=None):
         put_in_place(path, lambda p: np.savez_compressed(p, frames=frames, prompts=np.array(captions)))
     elif ending == ".png":
         step = max(1, (frames.shape[1] - 1) // 8)
-        strip = np.concatenate(list(frames[:, ::step].swapaxes(0, 1)), axis=2)            # (B, H, W * shown, 3)
+        strip = np.concatenate(list(frames[:, ::step].swapaxes(0, 1)), axis=2)          # (B, H, W * shown, 3)
         page = captioned(strip[:, None], captions, 1, max(1, zoom // 2))[0]
         put_in_place(path, page.save)
     elif ending == ".gif":
         pages = [p.quantize(64, dither=Image.Dither.NONE) for p in captioned(frames, captions, columns, zoom)]
-        put_in_place(path, lambda p: pages[0].save(p, save_all=True, append_images=pages[1:], loop=0, disposal=1,
-                                                   duration=max(20, round(1000 / fps))))
+        play = {"save_all": True, "append_images": pages[1:], "loop": 0,
+                "duration": max(20, round(1000 / fps))}
+        put_in_place(path, lambda p: pages[0].save(p, disposal=1, **play))
     else:
         put_in_place(path, lambda p: save_mp4(p, captioned(frames, captions, columns, zoom), fps))
 
@@ -84,7 +90,8 @@ def check_ending(path):
         try:
             import av  # noqa: F401
         except ImportError:
-            raise ValueError("mp4 needs the optional package av: pip install av, or use a name that ends in .gif") from None
+            raise ValueError("mp4 needs the optional package av: pip install av, or use a name that ends in "
+                             ".gif") from None
 
 
 def save_mp4(path, pages, fps):
@@ -94,7 +101,8 @@ def save_mp4(path, pages, fps):
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.width, stream.height, stream.pix_fmt = pages[0].width // 2 * 2, pages[0].height // 2 * 2, "yuv420p"
+        stream.width, stream.height = pages[0].width // 2 * 2, pages[0].height // 2 * 2
+        stream.pix_fmt = "yuv420p"
         for page in pages:
             frame = av.VideoFrame.from_image(page.crop((0, 0, stream.width, stream.height)))
             container.mux(stream.encode(frame))
@@ -109,8 +117,9 @@ def load_picture(path, height, width):
     try:
         with Image.open(path) as image:
             image = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as a picture ({type(error).__name__}): use a PNG, JPEG or GIF file") from None
+    except Exception as error:    # Pillow's readers fail in many ways on a broken file
+        raise ValueError(f"cannot read {path} as a picture ({type(error).__name__}): use a PNG, JPEG or GIF "
+                         "file") from None
     scale = max(width / image.width, height / image.height)
     image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))))
     left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -1,4 +1,5 @@
-"""The bookkeeping of a training run: optimiser steps, averages, curves, checkpoints and going on after a stop."""
+"""The bookkeeping of a training run: optimiser steps, averages, curves, checkpoints and going on after a
+stop."""
 
 import json
 import time
@@ -14,12 +15,14 @@ from minltx.workshop.muon import optimizers
 
 
 def pick_device(name):
-    """"cpu", "cuda" or "mps" -> torch.device; None: cuda if there is one. ValueError if it is not to be had."""
+    """"cpu", "cuda" or "mps" -> torch.device; None: cuda if there is one.
+    ValueError if it is not to be had."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the device {name} is not to be had here ({str(error).splitlines()[0]}): use cpu") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the device {name} is not to be had here ({reason}): use cpu") from None
     return device
 
 
@@ -28,7 +31,8 @@ class Run:
 
     def __init__(self, out, model, settings, seed, digits, device, resume, save_every=100):
         self.out, self.model, self.settings, self.seed, self.device = Path(out), model, settings, seed, device
-        self.identity = {"settings": json.loads(json.dumps(asdict(settings))), "seed": seed, "digits": str(digits)}
+        self.identity = {"settings": json.loads(json.dumps(asdict(settings))),
+                         "seed": seed, "digits": str(digits)}
         self.save_every, self.checkpoint = save_every, self.out / "checkpoint.pt"
         self.stages_done, self.stage, self.step = [], None, 0
         self.history, self.by_t, self.seconds = {}, [[0.0, 0] for _ in range(10)], {}
@@ -36,7 +40,8 @@ class Run:
         if resume:
             self.restore()
         elif self.checkpoint.exists():
-            raise ValueError(f"{self.checkpoint} exists: go on with --resume, or name another folder with --out")
+            raise ValueError(f"{self.checkpoint} exists: go on with --resume, "
+                             "or name another folder with --out")
 
     def restore(self):
         """Read the last checkpoint. ValueError if there is none or it is of another run."""
@@ -44,8 +49,8 @@ class Run:
         if "run" not in stored:
             raise ValueError(f"{self.checkpoint} is a finished model, not a run to go on with")
         if stored["run"]["identity"] != self.identity:
-            raise ValueError(f"{self.checkpoint} belongs to a run with other settings: repeat its options, or name "
-                             "another folder with --out")
+            raise ValueError(f"{self.checkpoint} belongs to a run with other settings: repeat its options, "
+                             "or name another folder with --out")
         self.model.load_state_dict(model.state_dict())
         state = stored["run"]
         self.stages_done, self.stage, self.step = state["stages_done"], state["stage"], state["step"]
@@ -133,7 +138,8 @@ class Run:
             self.stages_done, self.stage, self.ema = self.stages_done + [self.stage], None, None
         elif done % self.save_every:
             return
-        state = {"identity": self.identity, "stages_done": self.stages_done, "stage": self.stage, "step": self.step,
+        state = {"identity": self.identity, "stages_done": self.stages_done,
+                 "stage": self.stage, "step": self.step,
                  "history": self.history, "by_t": self.by_t, "seconds": self.seconds, "ema": self.ema,
                  "optimizers": [o.state_dict() for o in self.optimizers] if self.stage else None}
         save_checkpoint(self.checkpoint, self.model, run=state)

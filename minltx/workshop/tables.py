@@ -15,8 +15,8 @@ from minltx.workshop.count import CHAPTERS, PACKAGE, chapter_lines
 
 ROOT = PACKAGE.parent
 RESULTS = ROOT / "docs" / "results"
-ROWS = {"quick": "a third of the steps", "half": "half of the steps", "toy": "**the default**", "long": "the shipped model",
-        "mnist": "the default on real MNIST", "large": "64x64, two digits"}
+ROWS = {"half": "half of the steps", "toy": "**the default**",
+        "long": "the shipped model", "mnist": "the default on real MNIST", "large": "64x64, two digits"}
 IDEAS = {
     "data": "videos that cost nothing and whose right answer is known",
     "patchify": "trade space and time for channels, and back",
@@ -32,25 +32,30 @@ IDEAS = {
 
 def reports():
     """Name -> report, for those of ROWS that are there."""
-    return {name: json.loads(path.read_text()) for name in ROWS if (path := RESULTS / f"{name}.json").exists()}
+    return {name: json.loads(path.read_text()) for name in ROWS
+            if (path := RESULTS / f"{name}.json").exists()}
 
 
 def results_table(stored):
     """What a training gives, one row a report."""
-    lines = ["| run | command | minutes | digit | colour | direction | image-to-video: direction | first frame "
-             "| PSNR | motion | reader |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| run | command | minutes | digit | colour | direction | image-to-video: direction "
+             "| first frame | PSNR | motion | reader |", "|---|---|---|---|---|---|---|---|---|---|---|"]
     for name, report in stored.items():
         vae, text, image = report["vae"], report["dit"]["text_to_video"], report["dit"]["image_to_video"]
         cells = [ROWS[name], f"`{report['command']}`", f"{minutes(report):.1f}",
                  *(f"{100 * text[key]:.1f} %" for key in ("digit", "colour", "direction")),
                  f"{100 * image['direction']:.1f} %",
                  f"{image['first_frame_psnr'] - image['vae_first_frame_psnr']:+.2f} dB",
-                 f"{vae['psnr']:.2f} dB", f"{vae['motion_ratio']:.3f}", f"{100 * vae['read_in_data']['digit']:.1f} %"]
+                 f"{vae['psnr']:.2f} dB", f"{vae['motion_ratio']:.3f}",
+                 f"{100 * vae['read_in_data']['digit']:.1f} %"]
         lines.append("| " + " | ".join(cells) + " |")
-    machines = sorted({report["hardware"] for report in stored.values()})
-    prompts = sorted({report["dit"]["prompts"] for report in stored.values()})
-    return "\n".join([*lines, "", f"Seed 0, {' or '.join(map(str, prompts))} held-out prompts, "
-                      f"20 steps, guidance 2. Hardware: {'; '.join(machines)}."])
+    def all_of(key, where=lambda report: report):
+        return " or ".join(str(value) for value in sorted({where(report)[key] for report in stored.values()}))
+
+    judged = {key: all_of(key, lambda report: report["dit"]) for key in ("prompts", "steps", "guidance")}
+    return "\n".join([*lines, "", f"Seed {all_of('seed')}; {judged['prompts']} held-out prompts, "
+                      f"{judged['steps']} steps of the sampler, guidance {judged['guidance']}. "
+                      f"Hardware: {all_of('hardware')}."])
 
 
 def minutes(report):
@@ -60,7 +65,8 @@ def minutes(report):
 
 def decoder_table():
     """PSNR over added noise for the decoder with and without t."""
-    runs = [json.loads((RESULTS / f"{name}.json").read_text())["vae"]["psnr_over_noise"] for name in ("toy", "plain")]
+    runs = [json.loads((RESULTS / f"{name}.json").read_text())["vae"]["psnr_over_noise"]
+            for name in ("toy", "plain")]
     lines = ["| noise added, t | " + " | ".join(runs[0]) + " |", "|---" * (len(runs[0]) + 1) + "|"]
     for label, run in zip(("told t", "not told"), runs):
         lines.append(f"| {label}, dB | " + " | ".join(f"{x:.2f}" for x in run.values()) + " |")
@@ -105,13 +111,15 @@ def decoder_plot():
     for label, name in (("decoder told t", "toy"), ("decoder not told", "plain")):
         curve = json.loads((RESULTS / f"{name}.json").read_text())["vae"]["psnr_over_noise"]
         curves[label] = ([float(t) for t in curve], list(curve.values()))
-    pictures.save_curves(ROOT / "docs" / "decoder.png",
-                         [("Held-out clips", "noise mixed into the latents, t", "PSNR in dB", curves, "linear")])
+    panel = ("Held-out clips", "noise mixed into the latents, t", "PSNR in dB", curves, "linear")
+    pictures.save_curves(ROOT / "docs" / "decoder.png", [panel])
 
 
 def main(args):
     if args[:1] == ["--keep"]:
         report = json.loads(Path(args[1]).read_text())
+        if report["resumed"]:
+            sys.exit("tables.py: a resumed run has no honest minutes: keep one that ran in one go")
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{args[2]}.json").write_text(json.dumps(report) + "\n")
         return
