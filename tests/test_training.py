@@ -30,7 +30,7 @@ def small(monkeypatch):
     monkeypatch.setitem(train_tiny.PRESETS, "toy", SMALL)
     monkeypatch.setattr(train_tiny.Run, "__init__", wrap_save_every(train_tiny.Run.__init__, 2))
     torch.manual_seed(7)
-    classifier, trained_on = train_tiny.metrics.DigitClassifier().eval(), []        # it need not know digits here
+    classifier, trained_on = train_tiny.metrics.DigitClassifier().eval(), []  # it need not know digits
     monkeypatch.setattr(train_tiny.metrics, "train_classifier",
                         lambda data, seed: trained_on.append(data) or classifier)
     return trained_on
@@ -82,7 +82,8 @@ def test_a_run_leaves_what_it_promises(small, tmp_path):
     stored = json.loads((tmp_path / "report.json").read_text())
     train_images, labels = train_tiny.load_digits("drawn", 0)[0]
     expected = MovingDigits(train_images, labels, SMALL.model.data)
-    assert len(small) == 1 and torch.equal(small[0].sprites, expected.sprites)  # the judge never saw held-out digits
+    judge_saw, = small
+    assert torch.equal(judge_saw.sprites, expected.sprites)         # and never held-out digits
     assert stored["dit"] == report["dit"] and stored["seed"] == 0 and stored["settings"]["dit_steps"] == 7
 
 

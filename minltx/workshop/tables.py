@@ -118,7 +118,7 @@ def decoder_plot():
 def main(args):
     if args[:1] == ["--keep"]:
         report = json.loads(Path(args[1]).read_text())
-        if report["resumed"]:
+        if report.get("resumed"):
             sys.exit("tables.py: a resumed run has no honest minutes: keep one that ran in one go")
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{args[2]}.json").write_text(json.dumps(report) + "\n")
