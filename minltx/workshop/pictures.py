@@ -73,7 +73,7 @@ def save_video(path, video, captions, fps=16.0, columns=None):
         page = captioned(strip[:, None], captions, 1, max(1, zoom // 2))[0]
         put_in_place(path, page.save)
     elif ending == ".gif":
-        pages = [p.quantize(64, dither=Image.Dither.NONE) for p in captioned(frames, captions, columns, zoom)]
+        pages = [p.quantize(256, dither=Image.Dither.NONE) for p in captioned(frames, captions, columns, zoom)]
         play = {"save_all": True, "append_images": pages[1:], "loop": 0,
                 "duration": max(20, round(1000 / fps))}
         put_in_place(path, lambda p: pages[0].save(p, disposal=1, **play))
@@ -135,7 +135,7 @@ def save_curves(path, panels):
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
     for ax, (title, x_label, y_label, lines, scale) in zip(axes[0], panels, strict=True):
         for name, (xs, ys) in lines.items():
-            ax.plot(xs, ys, label=name, linewidth=1.5)
+            ax.plot(xs, ys, label=name, linewidth=1.5, marker="o" if len(xs) < 20 else None, markersize=4)
         ax.set(title=title, xlabel=x_label, ylabel=y_label, yscale=scale)
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)

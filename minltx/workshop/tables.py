@@ -103,8 +103,8 @@ def between(text, marker, new=None):
     return body.strip() if new is None else f"{head}{start}{new}\n{end}{tail}"
 
 
-def decoder_plot():
-    """docs/decoder.png from the same two reports."""
+def plots():
+    """docs/decoder.png and docs/frontier.png, from the same reports."""
     from minltx.workshop import pictures
 
     curves = {}
@@ -112,6 +112,14 @@ def decoder_plot():
         curve = json.loads((RESULTS / f"{name}.json").read_text())["vae"]["psnr_over_noise"]
         curves[label] = ([float(t) for t in curve], list(curve.values()))
     panel = ("Held-out clips", "noise mixed into the latents, t", "PSNR in dB", curves, "linear")
+    budgets = [report for name, report in reports().items() if name in ("half", "toy", "long")]
+    times = [minutes(report) for report in budgets]
+    frontier = {key: (times, [100 * report["dit"]["text_to_video"][key] for report in budgets])
+                for key in ("digit", "colour", "direction")}
+    quality = {"reconstruction": (times, [report["vae"]["psnr"] for report in budgets])}
+    pictures.save_curves(ROOT / "docs" / "frontier.png",
+                         [("Held-out prompts", "minutes", "% right", frontier, "linear"),
+                          ("Held-out clips", "minutes", "PSNR in dB", quality, "linear")])
     pictures.save_curves(ROOT / "docs" / "decoder.png", [panel])
 
 
@@ -130,7 +138,7 @@ def main(args):
         print(table, "\n")
     if args == ["--write"]:
         readme.write_text(text)
-        decoder_plot()
+        plots()
 
 
 if __name__ == "__main__":
