@@ -73,7 +73,8 @@ def save_video(path, video, captions, fps=16.0, columns=None):
         page = captioned(strip[:, None], captions, 1, max(1, zoom // 2))[0]
         put_in_place(path, page.save)
     elif ending == ".gif":
-        pages = [p.quantize(256, dither=Image.Dither.NONE) for p in captioned(frames, captions, columns, zoom)]
+        pages = captioned(frames, captions, columns, zoom)
+        pages = [page.quantize(256, dither=Image.Dither.NONE) for page in pages]
         play = {"save_all": True, "append_images": pages[1:], "loop": 0,
                 "duration": max(20, round(1000 / fps))}
         put_in_place(path, lambda p: pages[0].save(p, disposal=1, **play))
