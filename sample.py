@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from minltx.workshop import pictures
-from minltx.workshop.checkpoint import SHIPPED, load_checkpoint
+from minltx.workshop.checkpoint import GUIDANCE, SHIPPED, STEPS, load_checkpoint
 from minltx.workshop.run import pick_device
 
 BATCH = 64  # prompts sampled at a time
@@ -43,8 +43,8 @@ def options():
     add("--out", default="sample.gif",
         help="a name that ends in .gif, .png (sheet), .npz or .mp4 (default: %(default)s)")
     add("--image", help="a picture to start from: image-to-video")
-    add("--steps", type=int, default=20, help="steps of the sampler (default: %(default)s)")
-    add("--guidance", type=float, default=2.0, help="1 is none (default: %(default)s)")
+    add("--steps", type=int, default=STEPS, help="steps of the sampler (default: %(default)s)")
+    add("--guidance", type=float, default=GUIDANCE, help="1 is none (default: %(default)s)")
     add("--seed", type=int, default=0, help="prompt number i takes seed + i (default: %(default)s)")
     add("--frames", type=int, help="8k+1 for the shipped model; 1 is a picture (default: as trained)")
     add("--size", type=size_of, help="pixels, 32 or height x width (default: as trained)")

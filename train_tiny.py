@@ -29,7 +29,8 @@ from minltx.flow import flow_loss, interpolate, like, sample_t, velocity
 from minltx.losses import LossConfig, vae_loss
 from minltx.vae import VAEConfig
 from minltx.workshop import metrics, mnist, pictures
-from minltx.workshop.checkpoint import ModelConfig, ToyModel, load_checkpoint, save_checkpoint
+from minltx.workshop.checkpoint import (GUIDANCE, STEPS, ModelConfig, ToyModel, load_checkpoint,
+                                         save_checkpoint)
 from minltx.workshop.run import Run, pick_device
 
 
@@ -242,7 +243,7 @@ def judge_vae(model, held_out, classifier, seed, device):
 
 
 @torch.no_grad()
-def judge_dit(model, held_out, classifier, seed, device, prompts, steps, guidance):
+def judge_dit(model, held_out, classifier, seed, device, prompts):
     """Held-out prompts and unseen seeds: text-to-video, then image-to-video from held-out first frames."""
     c = model.config.data
     generator = rng(seed, EVALUATION, 3)
@@ -254,8 +255,7 @@ def judge_dit(model, held_out, classifier, seed, device, prompts, steps, guidanc
         parts = []
         for i in range(0, prompts, 80):
             some = None if image is None else image[i : i + 80]
-            parts.append(model.generate(captions[i : i + 80], seeds[i : i + 80], steps=steps,
-                                        guidance=guidance, image=some))
+            parts.append(model.generate(captions[i : i + 80], seeds[i : i + 80], image=some))
         return torch.cat(parts)
 
     def read(video):
@@ -266,7 +266,7 @@ def judge_dit(model, held_out, classifier, seed, device, prompts, steps, guidanc
     first = {"first_frame_psnr": metrics.psnr(image[:, :, :1], clips[:, :, :1]).mean().item(),
              "vae_first_frame_psnr": metrics.psnr(coded, clips[:, :, :1]).mean().item()}
     return text, image, captions, {
-        "prompts": prompts, "steps": steps, "guidance": guidance, "text_to_video": read(text),
+        "prompts": prompts, "steps": STEPS, "guidance": GUIDANCE, "text_to_video": read(text),
         "image_to_video": {**read(image), **first}}
 
 
@@ -306,7 +306,6 @@ def table(report):
 # --- The story --------------------------------------------------------------------------------------------
 
 def train(args, command):
-    began = time.perf_counter()
     if args.prompts < 1 or not 0 <= args.seed < 2**32:
         raise ValueError("--prompts must be at least 1, and --seed from 0 to 4294967295")
     settings = scaled(PRESETS[args.preset], args.budget)
@@ -341,21 +340,19 @@ def train(args, command):
     pictures.save_video(out / "reconstruction.png", both, ["held-out clip", "reconstruction"] * 6)
     dit = None
     if args.only != "vae":
-        text, image, captions, dit = judge_dit(model, held_out, classifier, args.seed, device, args.prompts,
-                                               steps=20, guidance=2.0)
+        text, image, captions, dit = judge_dit(model, held_out, classifier, args.seed, device, args.prompts)
         fps = settings.model.data.fps
         pictures.save_video(out / "samples.gif", text[:12], captions[:12], fps)
         pictures.save_video(out / "samples.png", text[:12], captions[:12], fps)
         pictures.save_video(out / "image_to_video.gif", image[:12], captions[:12], fps)
-    seconds = {**run.seconds, "report": time.perf_counter() - judging}
     report = {
         "command": command, "hardware": hardware(device), "seed": args.seed,
-        "digits": str(args.digits), "resumed": args.resume, "settings": run.identity["settings"],
+        "digits": str(args.digits), "settings": run.identity["settings"],
         "compression": f"1:{3 * math.prod(settings.model.vae.stride) / settings.model.vae.latent_channels:g}",
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in
                        (("encoder", model.vae.encoder), ("decoder", model.vae.decoder), ("dit", model.dit),
                         ("text", model.text))},
-        "seconds": {**seconds, "this start": time.perf_counter() - began}, "vae": vae, "dit": dit,
+        "seconds": {**run.seconds, "report": time.perf_counter() - judging}, "vae": vae, "dit": dit,
         "loss_by_t": [total / count if count else None for total, count in run.by_t], "history": run.history}
     pictures.put_in_place(out / "report.json", lambda p: p.write_text(json.dumps(report, indent=1)))
     save_curves(out / "curves.png", report)

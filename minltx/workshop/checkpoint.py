@@ -16,6 +16,7 @@ from minltx.vae import VAEConfig, VideoVAE
 from minltx.workshop.pictures import put_in_place
 
 FORMAT = "minltx-1"
+STEPS, GUIDANCE = 20, 5.0   # what the toy samples with unless told otherwise; docs/experiments.md says why
 SHIPPED = Path(__file__).parents[1] / "assets" / "toy.pt"
 
 
@@ -56,7 +57,7 @@ class ToyModel(nn.Module):
                                  "ask for fewer, or use a --checkpoint trained on more")
 
     @torch.no_grad()
-    def generate(self, captions, seeds, frames=None, size=None, steps=20, guidance=2.0, image=None, fps=None,
+    def generate(self, captions, seeds, frames=None, size=None, steps=STEPS, guidance=GUIDANCE, image=None, fps=None,
                  decode_t=0.05, decode_noise=0.025, progress=None):
         """Captions and as many seeds -> video (B, 3, F, H, W) in [-1, 1], on the CPU.
 

@@ -127,7 +127,7 @@ def adherence(found, scenes):
     return {name: count / len(scenes) for name, count in right.items()}
 
 
-def train_classifier(data, steps=400, seed=0, batch=128):
+def train_classifier(data, steps=700, seed=0, batch=128):
     """A `DigitClassifier` for the digits of `data` (a MovingDigits), trained on single rendered frames that
     are blurred, dimmed and shifted a little, as a reconstruction or a crooked track would be."""
     generator = torch.Generator().manual_seed(seed)
