@@ -394,7 +394,8 @@ def main(argv=None):
     add("--plain-decoder", action="store_true", help="a decoder that is not told t, to compare")
     args = parser.parse_args(argv)
     try:
-        return train(args, shlex.join(["python", "train_tiny.py", *(sys.argv[1:] if argv is None else argv)]))
+        words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
+        return train(args, shlex.join(["python", "train_tiny.py", *words]))
     except (ValueError, OSError) as error:
         parser.exit(2, f"train_tiny.py: {error}\n")
     except KeyboardInterrupt:
