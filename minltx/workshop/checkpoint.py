@@ -57,8 +57,8 @@ class ToyModel(nn.Module):
                                  "ask for fewer, or use a --checkpoint trained on more")
 
     @torch.no_grad()
-    def generate(self, captions, seeds, frames=None, size=None, steps=STEPS, guidance=GUIDANCE, image=None, fps=None,
-                 decode_t=0.05, decode_noise=0.025, progress=None):
+    def generate(self, captions, seeds, frames=None, size=None, steps=STEPS, guidance=GUIDANCE, image=None,
+                 fps=None, decode_t=0.05, decode_noise=0.025, progress=None):
         """Captions and as many seeds -> video (B, 3, F, H, W) in [-1, 1], on the CPU.
 
         frames, size (height, width) and fps default to the training clips'. image (1 or B, 3, 1, H, W) in
