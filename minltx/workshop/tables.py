@@ -15,7 +15,7 @@ from minltx.workshop.count import CHAPTERS, PACKAGE, chapter_lines
 
 ROOT = PACKAGE.parent
 RESULTS = ROOT / "docs" / "results"
-ROWS = {"half": "half of the steps", "toy": "**the default**",
+ROWS = {"third": "a third of the steps", "toy": "**the default**",
         "long": "the shipped model", "mnist": "the default on real MNIST", "large": "64x64, two digits"}
 IDEAS = {
     "data": "videos that cost nothing and whose right answer is known",
@@ -112,7 +112,7 @@ def plots():
         curve = json.loads((RESULTS / f"{name}.json").read_text())["vae"]["psnr_over_noise"]
         curves[label] = ([float(t) for t in curve], list(curve.values()))
     panel = ("Held-out clips", "noise mixed into the latents, t", "PSNR in dB", curves, "linear")
-    budgets = [report for name, report in reports().items() if name in ("half", "toy", "long")]
+    budgets = [report for name, report in reports().items() if name in ("third", "toy", "long")]
     times = [minutes(report) for report in budgets]
     frontier = {key: (times, [100 * report["dit"]["text_to_video"][key] for report in budgets])
                 for key in ("digit", "colour", "direction")}
