@@ -43,6 +43,7 @@ class VAEConfig:
         return self.product_of_strides("down", self.encoder_blocks)
 
     def product_of_strides(self, kind, blocks):
+        """The patch times the strides of all blocks of one kind, "down" or "up"."""
         stride = [1, self.patch, self.patch]
         for name, *args in blocks:
             if name == kind:

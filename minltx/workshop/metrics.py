@@ -134,7 +134,7 @@ def train_classifier(data, steps=700, seed=0, batch=128):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         classifier = DigitClassifier().train()
-        optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
+        optimizer = torch.optim.AdamW(classifier.parameters())
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
         for _ in range(steps):
             scenes = [scene[:1] for scene in data.choose(batch, generator)]
