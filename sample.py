@@ -1,15 +1,17 @@
-"""Write a video of what a caption says, with the small model that comes with the repository.
+"""Write a video of what a caption says, with the small model that comes with the repository or the released one.
 
     python sample.py "a red 7 moving left"
     python sample.py "a green 3 moving up" "a blue 8 moving right" --out two.png --seed 5
     python sample.py "a red 7 moving left" --image seven.png --out moved.gif
+    python sample.py "a lighthouse in a storm" --weights ltx-video-2b-v0.9.5.safetensors --text words.safetensors
 
-The words are the toy's: a digit 0-9, a colour (red, green, blue, yellow, cyan, magenta) and a direction
-(left, right, up, down).
+The toy's words are: a digit 0-9, a colour (red, green, blue, yellow, cyan, magenta) and a direction (left, right,
+up, down). Released weights take any prompt: embed it first with python -m minltx.pretrained.t5.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 
 import torch
 from tqdm import tqdm
@@ -42,44 +44,125 @@ def options():
     add("prompts", nargs="+", metavar="PROMPT")
     add("--out", default="sample.gif",
         help="a name that ends in .gif, .png (sheet), .npz or .mp4 (default: %(default)s)")
-    add("--image", help="a picture to start from: image-to-video")
-    add("--steps", type=int, default=STEPS, help="steps of the sampler (default: %(default)s)")
-    add("--guidance", type=float, default=GUIDANCE, help="1 is none (default: %(default)s)")
+    add("--image", metavar="FILE", help="a picture to start from: image-to-video")
+    add("--given", nargs="+", action="append", default=[], metavar=("FILE", "FRAME [STRENGTH]"),
+        help="a picture or clip (.gif, .npz, .mp4) that stands at this frame: a keyframe, or what to extend; "
+             "strength 1 keeps it, below 1 it may change; may be repeated")
+    add("--start", metavar="FILE", help="a clip to change: video-to-video")
+    add("--change", type=float, default=0.7, help="how much, 0 to 1, of --start (default: %(default)s)")
+    add("--steps", type=int, help="steps of the sampler (default: the model's)")
+    add("--guidance", type=float, help="1 is none (default: the model's)")
     add("--seed", type=int, default=0, help="prompt number i takes seed + i (default: %(default)s)")
-    add("--frames", type=int, help="8k+1 for the shipped model; 1 is a picture (default: as trained)")
-    add("--size", type=size_of, help="pixels, 32 or height x width (default: as trained)")
-    add("--fps", type=float, help="frames per second (default: as trained)")
-    add("--decode-t", type=float, default=0.05, help="the t that the decoder is told (default: %(default)s)")
-    add("--decode-noise", type=float, default=0.025, help="noise before decoding (default: %(default)s)")
-    add("--checkpoint", default=str(SHIPPED), help="model.pt of a training run (default: the shipped one)")
+    add("--frames", type=int, help="4k+1 for the shipped model, 8k+1 for the released; 1 is a picture "
+                                   "(default: the model's)")
+    add("--size", type=size_of, help="pixels, 32 or height x width (default: the model's)")
+    add("--fps", type=float, help="frames per second (default: the model's)")
+    add("--decode-t", type=float, help="the t that the decoder is told (default: the model's, 0.05)")
+    add("--decode-noise", type=float, help="noise before decoding (default: the model's, 0.025)")
+    add("--checkpoint", help="model.pt of a training run (default: the shipped one)")
+    add("--weights", metavar="FILE_OR_FOLDER", help="released weights: an official .safetensors file, or a diffusers "
+                                                    "folder")
+    add("--text", metavar="FILE", help="with --weights: the prompts' embeddings, from minltx.pretrained.t5")
+    add("--t5", metavar="FOLDER", help="with --weights, instead of --text: T5 itself")
+    add("--negative", help="with --weights: what to steer away from (default: the released words)")
+    add("--stg", type=float, help="with --weights: spatio-temporal guidance, 0 is none (default: the release's)")
+    add("--release", help="with --weights that do not say what they are: 0.9.0, 0.9.1, 0.9.5, 0.9.6-dev ...")
+    add("--dtype", choices=("float32", "bfloat16"), help="with --weights (default: bfloat16 on a GPU)")
     add("--device", help="cpu, cuda or mps (default: cuda if there is one)")
     return parser
 
 
+def given_clips(args, height, width):
+    """--image and --given as (video (1, 3, F, H, W), frame, strength)."""
+    listed = [[args.image, "0"]] if args.image else []
+    clips = []
+    for path, *where in listed + args.given:
+        try:
+            frame, strength = int(where[0]), float((where[1:] or [1])[0])
+            assert len(where) <= 2
+        except (IndexError, ValueError, AssertionError):
+            raise ValueError(f"--given {path} {' '.join(where)} is not understood: write FILE FRAME or "
+                             "FILE FRAME STRENGTH, such as last.png 16 1") from None
+        clips.append((pictures.load_clip(path, height, width), frame, strength))
+    return clips
+
+
+def bar(steps):
+    return tqdm(steps, desc="sampling", disable=None)
+
+
+def toy(args, device):
+    """-> (frames, height, width), fps and generate(prompts, seeds, **what both models take) of a toy."""
+    model = load_checkpoint(args.checkpoint or SHIPPED)[0].to(device)
+    model.check(args.prompts)
+    data = model.config.data
+
+    def generate(prompts, seeds, size, steps, guidance, **more):
+        steps, guidance = STEPS if steps is None else steps, GUIDANCE if guidance is None else guidance
+        return model.generate(prompts, seeds, size[0], size[1:], steps, guidance, **more)
+
+    return model.vae, (data.frames, data.size, data.size), data.fps, generate
+
+
+def released(args, device):
+    """The same for released weights."""
+    from minltx.pretrained import load_pretrained
+    from minltx.pretrained.releases import NEGATIVE
+    from minltx.pretrained.t5 import encode_prompts, load_embeddings, load_t5
+
+    if bool(args.text) == bool(args.t5):
+        raise ValueError("released weights need the prompts' embeddings: --text FILE, written by "
+                         "python -m minltx.pretrained.t5, or --t5 FOLDER")
+    prompts = [*args.prompts, NEGATIVE if args.negative is None else args.negative]
+    if args.text:
+        text, mask, _ = load_embeddings(args.text, prompts)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    model = load_pretrained(args.weights, dtype, device, release=args.release)
+    sampling = model.config.sampling
+    if args.t5:
+        text, mask = encode_prompts(prompts, *load_t5(args.t5), sampling.text_tokens, sampling.lowercase)
+    if text.shape[2] != model.config.dit.text_width:
+        raise ValueError(f"the embeddings are {text.shape[2]} wide and the model reads {model.config.dit.text_width}: "
+                         "embed the prompts with the T5 that belongs to it")
+
+    def generate(prompts, seeds, size, steps, guidance, **more):
+        rows = [args.prompts.index(prompt) for prompt in prompts]
+        chosen = sampling.guidance if guidance is None else replace(sampling.guidance, cfg=guidance)
+        chosen = chosen if args.stg is None else replace(chosen, stg=args.stg)
+        return model.generate((text[rows], mask[rows]), (text[-1:].expand(len(rows), -1, -1),
+                              mask[-1:].expand(len(rows), -1)), seeds, size, steps, chosen, **more)
+
+    return model.vae, sampling.size, sampling.fps, generate
+
+
 def sample(args):
     pictures.check_ending(args.out)
-    for name, low, high in (("steps", 1, 1000), ("seed", 0, 2**31), ("decode_t", 0, 1),
-                            ("decode_noise", 0, 1), ("guidance", 0, 100), ("fps", 0.001, 1000)):
+    for name, low, high in (("steps", 1, 1000), ("seed", 0, 2**31), ("decode_t", 0, 1), ("decode_noise", 0, 1),
+                            ("guidance", 0, 100), ("fps", 0.001, 1000), ("change", 0, 1), ("stg", 0, 100)):
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} {value} is out of range: use {low} to {high}")
-    device = pick_device(args.device)
-    model = load_checkpoint(args.checkpoint)[0].to(device)
-    data = model.config.data
-    frames = data.frames if args.frames is None else args.frames
-    size = args.size or (data.size, data.size)
-    model.vae.latent_shape(frames, *size)
-    model.check(args.prompts)
-    image = pictures.load_picture(args.image, *size) if args.image else None
-    seeds = [args.seed + i for i in range(len(args.prompts))]
-    videos = []
-    for i in range(0, len(seeds), BATCH):
-        videos.append(model.generate(
-            args.prompts[i : i + BATCH], seeds[i : i + BATCH], frames, size, args.steps, args.guidance, image,
-            args.fps, args.decode_t, args.decode_noise,
-            lambda steps: tqdm(steps, desc="sampling", disable=None)))
-    pictures.save_video(args.out, torch.cat(videos), args.prompts, args.fps or data.fps)
-    print(f"{args.out}: {len(seeds)} of {frames} frames, {size[0]}x{size[1]}")
+    if args.weights and args.checkpoint:
+        raise ValueError("--weights and --checkpoint are two models: give one")
+    vae, size, fps, generate = (released if args.weights else toy)(args, pick_device(args.device))
+    size = (size[0] if args.frames is None else args.frames, *(args.size or size[1:]))
+    vae.latent_shape(*size)
+    more = {"conditions": given_clips(args, *size[1:]), "fps": args.fps, "progress": bar}
+    more |= {name: value for name in ("decode_t", "decode_noise") if (value := getattr(args, name)) is not None}
+    if args.start:
+        start = pictures.load_clip(args.start, *size[1:])
+        if args.frames is None:
+            size = (start.shape[2], *size[1:])
+        more |= {"start": start, "strength": args.change}
+        vae.latent_shape(*size)
+        if start.shape[2] != size[0]:
+            raise ValueError(f"{args.start} has {start.shape[2]} frames, not {size[0]}: leave out --frames")
+    seeds, videos, each = [args.seed + i for i in range(len(args.prompts))], [], 1 if args.weights else BATCH
+    for i in range(0, len(seeds), each):
+        videos.append(generate(args.prompts[i : i + each], seeds[i : i + each], size, args.steps, args.guidance,
+                               **more))
+    pictures.save_video(args.out, torch.cat(videos), args.prompts, args.fps or fps)
+    print(f"{args.out}: {len(seeds)} of {size[0]} frames, {size[1]}x{size[2]}")
 
 
 def main(argv=None):

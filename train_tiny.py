@@ -24,9 +24,10 @@ import torch
 from tqdm import tqdm
 
 from minltx.data import DataConfig, MovingDigits, caption, draw_digits
-from minltx.dit import DiTConfig
-from minltx.flow import flow_loss, interpolate, like, sample_t, velocity
+from minltx.dit import DiTConfig, flatten_latent
+from minltx.flow import flow_loss, interpolate, sample_t, velocity
 from minltx.losses import LossConfig, vae_loss
+from minltx.sampler import Condition, place, token_times
 from minltx.vae import VAEConfig
 from minltx.workshop import metrics, mnist, pictures
 from minltx.workshop.checkpoint import (GUIDANCE, STEPS, ModelConfig, ToyModel, load_checkpoint,
@@ -41,36 +42,34 @@ class Settings:
     """How a toy is trained. A phase of the VAE is (frames, clips in a batch, steps)."""
 
     model: ModelConfig
-    vae_phases: tuple = ((1, 32, 150), (9, 12, 450), (17, 8, 200))
+    vae_phases: tuple = ((1, 32, 200), (9, 12, 400), (17, 8, 250))
     vae_lr: float = 0.02
     vae_adam_lr: float = 3e-3
     loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
     noise_range: float = 0.2                         # the decoder learns to remove noise up to this t
     bank: int = 6400                                 # clips whose latents the transformer learns from
-    dit_steps: int = 1200
+    dit_steps: int = 1100
     dit_batch: int = 32
     dit_lr: float = 0.02
     dit_adam_lr: float = 2e-3
-    image_to_video: float = 0.2                      # share of clips whose first frame is given
-    still_every: int = 4                             # every so many steps, a batch of still images
+    conditioned: float = 0.8                         # share of clips that hold to a batch's condition,
+    soft: float = 0.25                               # and of these, with a strength below 1
     caption_dropout: float = 0.1
     ema: float = 0.99
 
 
 TOY = Settings(ModelConfig(
     data=DataConfig(),
-    vae=VAEConfig(latent_channels=8, encoder_width=32, decoder_width=64, resample_kernel=1,
-                  encoder_blocks=(("down", (2, 1, 1), 2), ("res", 1), ("down", (2, 2, 2), 1), ("res", 1),
-                                  ("down", (2, 1, 1), 1), ("res", 1)),
-                  decoder_blocks=(("res", 1), ("up", (2, 1, 1), 1), ("res", 1), ("up", (2, 2, 2), 1),
-                                  ("res", 1), ("up", (2, 1, 1), 2))),
-    dit=DiTConfig(latent_channels=8, width=128, depth=6, heads=4, text_width=64, stride=(8, 8, 8),
-                  max_position=(2.0, 64.0, 64.0), theta=100.0)))
+    vae=VAEConfig(latent_channels=4, patch=2, encoder_width=32, decoder_width=64,
+                  encoder_blocks=(("down", (2, 2, 2), 64), ("res", 1), ("down", (2, 2, 2), 64), ("res", 1)),
+                  decoder_blocks=(("res", 2), ("up", (2, 2, 2), 32), ("res", 2), ("up", (2, 2, 2), 16),
+                                  ("res", 1))),
+    dit=DiTConfig(latent_channels=4, width=128, depth=6, heads=4, text_width=64, stride=(4, 8, 8))))
 
 LARGE = replace(TOY, model=replace(
     TOY.model, data=DataConfig(size=64, digit_size=26, digits=2, speed=(8.0, 16.0)),
-    dit=replace(TOY.model.dit, width=192, heads=6, max_position=(2.0, 128.0, 128.0))),
-    vae_phases=((1, 16, 200), (9, 6, 450), (17, 4, 150)), dit_batch=16, dit_steps=700)
+    dit=replace(TOY.model.dit, width=192, heads=6)),
+    vae_phases=((1, 16, 300), (9, 6, 900), (17, 4, 400)), dit_batch=12, dit_steps=3600)
 
 PRESETS = {"toy": TOY, "large": LARGE}
 VAE_STAGE, BANK, DIT_STAGE, EVALUATION = range(4)   # who draws random numbers, see `rng`
@@ -170,28 +169,67 @@ def measure_latents(vae, latents):
 
 # --- Stage 2: the transformer -----------------------------------------------------------------------------
 
-def dit_step(model, latent, captions, given, settings, generator):
+LAYOUTS = ("free", "start", "still", "free", "end", "free", "free", "still", "keyframe", "free")   # in turn
+
+
+def batch_of_latents(model, data, bank, scenes, layout, settings, generator):
+    """A training batch -> latents (B, C, f, h, w), their scenes, and the condition that goes with the layout.
+
+    "free": nothing is given; "still": images; "start": the first frame, or the first few latent ones, are given;
+    "keyframe": some later frame; "end": the last frames. The last two need the given frames encoded alone, so
+    their clips are new.
+    """
+    device, B, c = bank.device, settings.dit_batch, model.config.data
+    if layout in ("free", "still", "start"):
+        count = B * (bank.shape[2] if layout == "still" else 1)              # about as many tokens either way
+        rows = torch.randint(len(bank), (count,), generator=generator)
+        latents, scenes = bank[rows.to(device)], [scenes[i] for i in rows]
+        if layout != "start":
+            return latents[:, :, :1] if layout == "still" else latents, scenes, None
+        few = torch.randint(1, latents.shape[2], (1,), generator=generator).item()
+        one = torch.rand(1, generator=generator).item() < 0.5
+        return latents, scenes, Condition(latents[:, :, : 1 if one else few])
+    video, scenes = data.batch(B, generator)
+    frame = torch.randint(1, c.frames, (1,), generator=generator).item()
+    given = video[:, :, frame : frame + 1]
+    if layout == "end":
+        stride = model.vae.config.stride[0]
+        frame = -(-frame // stride) * stride                                 # up to the next multiple
+        given = video[:, :, frame:]
+    with torch.no_grad():
+        latents, given = (model.vae.normalize(model.vae.encode(x.to(device))[0]) for x in (video, given))
+    return latents, scenes, Condition(given, frame)
+
+
+def dit_step(model, latent, captions, condition, settings, generator):
     """One forward pass of rectified flow -> the loss, and per sample the time and the error.
 
-    Where `given` (B,) is true the first latent frame is clean, has t = 0 and is not in the loss.
+    Every clip holds to the condition with a strength of its own, often 0 or 1. As in the sampler, a token
+    of strength s has the time min(t, 1 - s), and while that is not t it does not move and is not in the loss.
     """
     B, _, f, h, w = latent.shape
     captions = ["" if drop else text for text, drop in
                 zip(captions, torch.rand(B, generator=generator) < settings.caption_dropout)]
     t = sample_t(B, f * h * w, generator).to(latent)
-    free = torch.ones(B, 1, f, h, w, device=latent.device)
-    free[given, :, 0] = 0
-    noise = torch.randn(latent.shape, generator=generator).to(latent)
-    z = interpolate(latent, noise, like(t, latent) * free)
-    text, mask = model.embed(captions)
-    v = model.dit(z, like(t, latent)[:, 0] * free[:, 0], text, mask, model.config.data.fps)
-    target = velocity(latent, noise)
-    error = ((v - target).square() * free).detach().mean((1, 2, 3, 4)) / free.mean((1, 2, 3, 4))
-    return flow_loss(v, target, free), t, error
+    use, soft, strength = torch.rand(3, B, 1, 1, generator=generator).to(latent)
+    strength = torch.where(soft < settings.soft, strength, 1.0) * (use < settings.conditioned)
+    c, dit = model.config.data, model.dit
+    clean, mask, coordinates = place([condition] if condition else [], latent, dit.config.stride, c.fps,
+                                     dit.config.causal_time)
+    clean = torch.cat([clean[:, : -f * h * w], flatten_latent(latent)], dim=1)             # (B, M+N, C)
+    times, moves = t[:, None], torch.ones_like(mask, dtype=torch.bool)                     # (B, 1), (1, N, 1)
+    if condition:
+        times, moves = token_times(t[:, None, None], mask * strength)                      # (B, M+N), (B, M+N, 1)
+    noise = torch.randn(clean.shape, generator=generator).to(latent)
+    text, text_mask = model.embed(captions)
+    v = dit.forward_tokens(interpolate(clean, noise, times[..., None]), times, coordinates, text, text_mask)
+    target, weight = velocity(clean, noise), moves.to(v)
+    error = ((v - target).square() * weight).detach().mean((1, 2)) / weight.mean((1, 2))
+    return flow_loss(v, target, weight), t, error
 
 
-def train_dit(run, model, latents, scenes, held_out):
-    """Text-to-video and image-to-video in one batch; now and then a batch of still images."""
+def train_dit(run, model, data, latents, scenes, held_out):
+    """Text-to-video and image-to-video in one batch; in turn batches of still images and other conditions."""
     settings, device = run.settings, run.device
     latents = model.vae.normalize(latents)
     check, check_scenes = encode_bank(model.vae, held_out, 256, run.seed, device, held_out=True)
@@ -200,21 +238,18 @@ def train_dit(run, model, latents, scenes, held_out):
     run.start_ema(settings.ema)
     for step in run.steps("dit", settings.dit_steps):
         generator = rng(run.seed, DIT_STAGE, step)
-        still = step % settings.still_every == settings.still_every - 1
-        count = settings.dit_batch * (latents.shape[2] if still else 1)     # about as many tokens either way
-        rows = torch.randint(len(latents), (count,), generator=generator)
-        latent = latents[rows.to(device), :, :1] if still else latents[rows.to(device)]
-        given = (torch.rand(count, generator=generator) < settings.image_to_video) & (not still)
-        captions = [caption(scenes[i], still) for i in rows]
-        loss, t, error = dit_step(model, latent, captions, given.to(device), settings, generator)
+        layout = LAYOUTS[step % len(LAYOUTS)]
+        latent, some, condition = batch_of_latents(model, data, latents, scenes, layout, settings, generator)
+        captions = [caption(s, layout == "still") for s in some]
+        loss, t, error = dit_step(model, latent, captions, condition, settings, generator)
         run.update(loss, learning_rate(step, settings.dit_steps))
         run.log("dit", step, loss=loss.item())
-        if not still and step >= settings.dit_steps // 2:                   # the second half of training
+        if layout == "free" and step >= settings.dit_steps // 2:           # the second half of training
             run.log_by_t(t, error)
         if step % 100 == 99 or step == settings.dit_steps - 1:
             with run.averaged(), torch.no_grad():                           # always the same noise and times
-                loss, _, _ = dit_step(model, check, check_captions, torch.zeros(len(check), dtype=torch.bool),
-                                      replace(settings, caption_dropout=0.0), rng(run.seed, EVALUATION, 0))
+                loss, _, _ = dit_step(model, check, check_captions, None, replace(settings, caption_dropout=0.0),
+                                      rng(run.seed, EVALUATION, 0))
             run.log("dit", step, validation=loss.item())
         run.save(step + 1, settings.dit_steps)
 
@@ -254,8 +289,8 @@ def judge_dit(model, held_out, classifier, seed, device, prompts):
     def generate(image=None):
         parts = []
         for i in range(0, prompts, 80):
-            some = None if image is None else image[i : i + 80]
-            parts.append(model.generate(captions[i : i + 80], seeds[i : i + 80], image=some))
+            some = () if image is None else [(image[i : i + 80], 0, 1.0)]
+            parts.append(model.generate(captions[i : i + 80], seeds[i : i + 80], conditions=some))
         return torch.cat(parts)
 
     def read(video):
@@ -327,7 +362,7 @@ def train(args, command):
         latents, scenes = encode_bank(model.vae, data, settings.bank, args.seed, device)
         measure_latents(model.vae, latents)
         if args.only != "vae":
-            train_dit(run, model, latents, scenes, held_out)
+            train_dit(run, model, data, latents, scenes, held_out)
 
     judging = time.perf_counter()
     if args.only != "vae":

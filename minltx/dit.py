@@ -52,10 +52,10 @@ class Block(nn.Module):
         self.ff = FeedForward(width)
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
 
-    def forward(self, h, text, text_mask, modulation, rope):
+    def forward(self, h, text, text_mask, modulation, rope, perturb=None):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = \
             (self.scale_shift_table + modulation).unbind(2)                              # each (B, 1 or N, D)
-        h = h + gate_msa * self.attn1(rms_norm(h) * (1 + scale_msa) + shift_msa, rotate=rope)
+        h = h + gate_msa * self.attn1(rms_norm(h) * (1 + scale_msa) + shift_msa, rotate=rope, perturb=perturb)
         h = h + self.attn2(h, text, text_mask)
         return h + gate_mlp * self.ff(rms_norm(h) * (1 + scale_mlp) + shift_mlp)          # (B, N, D)
 
@@ -92,29 +92,37 @@ class DiT(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(self.proj_out.weight)
 
-    def forward(self, latent, t, text, text_mask=None, fps=24.0):
+    def forward(self, latent, t, text, text_mask=None, fps=24.0, perturb=None):
         """Velocity (B, C, f, h, w) at the noisy, normalised latent (B, C, f, h, w).
 
         t in [0, 1]: (B,), or (B, f, h, w) for a time per token. text (B, L, text width), text_mask (B, L)
-        with 1 = keep (None: keep all). fps is frames per second of the pixels, not of the latents.
+        with 1 = keep (None: keep all). fps is frames per second of the pixels, not of the latents. perturb is
+        None or (mode, blocks): what to leave out in which blocks, see `forward_tokens`.
         """
         grid = tuple(latent.shape[2:])
         coordinates = latent_coordinates(grid, self.config.stride, fps, self.config.causal_time,
                                          latent.device)
         v = self.forward_tokens(flatten_latent(latent), t.flatten(1) if t.ndim > 1 else t[:, None],
-                                coordinates, text, text_mask)
+                                coordinates, text, text_mask, perturb)
         return unflatten_tokens(v, grid)
 
-    def forward_tokens(self, tokens, t, coordinates, text, text_mask=None):
-        """The same for any tokens (B, N, C) with times (B, 1 or N) and coordinates (3, N) -> (B, N, C)."""
+    def forward_tokens(self, tokens, t, coordinates, text, text_mask=None, perturb=None):
+        """The same for any tokens (B, N, C), with times (B, 1 or N) and coordinates ([B,] 3, N) -> (B, N, C).
+
+        perturb = (mode, blocks) makes these blocks blind: "attention_values" and "attention_skip" take the
+        attention out (see `Attention`), "transformer_block" the whole block (SPEC 5.2).
+        """
         c = self.config
-        cos, sin = rope_tables(coordinates, c.width, c.max_position, c.theta)             # (N, D) each
+        cos, sin = rope_tables(coordinates, c.width, c.max_position, c.theta)             # ([B,] N, D) each
         h = self.patchify_proj(tokens)                                                    # (B, N, D)
         time = self.time_embedder(1000 * t)                                               # (B, 1 or N, D)
         modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))            # (B, 1 or N, 6, D)
         text = self.caption_projection(text)                                              # (B, L, D)
-        for block in self.blocks:
-            h = block(h, text, text_mask, modulation, lambda x: rotate(x, cos, sin))
+        mode, blind = perturb or (None, ())
+        for i, block in enumerate(self.blocks):
+            if i in blind and mode == "transformer_block":
+                continue
+            h = block(h, text, text_mask, modulation, lambda x: rotate(x, cos, sin), mode if i in blind else None)
         shift, scale = (self.scale_shift_table + time[:, :, None]).unbind(2)              # (B, 1 or N, D)
         h = F.layer_norm(h, (c.width,), eps=1e-6) * (1 + scale) + shift
         return self.proj_out(h)                                                           # (B, N, C)

@@ -12,12 +12,12 @@ import torch
 
 
 def like(t, x):
-    """t (B, ...) with ones appended, so that it multiplies x (B, ..., more axes)."""
-    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+    """t (B, ...) with ones appended, so that it multiplies x (B, ..., more axes); a number stays a number."""
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if torch.is_tensor(t) else t
 
 
 def interpolate(x0, noise, t):
-    """The point z_t = (1 - t) x0 + t noise on the straight path; t (B,) or broadcastable to x0."""
+    """The point z_t = (1 - t) x0 + t noise on the straight path; t a number, (B,) or broadcastable to x0."""
     t = like(t, x0)
     return (1 - t) * x0 + t * noise
 
@@ -64,3 +64,20 @@ def shifted_schedule(steps, tokens, terminal=0.1):
     if terminal is not None and steps > 1:
         t = 1 - (1 - t) * (1 - terminal) / (1 - t[-1])
     return torch.cat([t, t.new_zeros(1)]).float()
+
+
+def linear_quadratic_schedule(steps, threshold=0.025):
+    """The sampler's times (steps + 1,) of 0.9.5 and later, whatever the number of tokens: half of the steps
+    remove only the first `threshold` of the noise, evenly; the others ever more, quadratically (SPEC 4.4)."""
+    if steps < 1:
+        raise ValueError(f"the sampler needs at least 1 step, not {steps}")
+    if steps == 1:
+        return torch.tensor([1.0, 0.0])
+    i, linear = torch.arange(steps + 1, dtype=torch.float64), steps // 2
+    bend = (linear - threshold * steps) / (linear * (steps - linear) ** 2)      # so that nothing is left at last
+    return (1 - threshold * i / linear - bend * (i - linear).clamp(min=0) ** 2).float()
+
+
+def schedule_from(schedule, t):
+    """The rest of a schedule for what is already denoised to the time t: t itself, then all later times."""
+    return torch.cat([schedule.new_tensor([t]), schedule[schedule < t - 1e-6]])

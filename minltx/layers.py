@@ -56,7 +56,8 @@ class Attention(nn.Module):
     x (B, N, D) asks, context (B, M, D) answers (default: x itself) -> (B, N, D). Queries and keys
     are RMS-normalised over all of D *before* the split into heads, and rotated there too if `rotate` (a
     function (B, N, D) -> (B, N, D)) is given. mask (B, M): 1 = keep; a masked key gets a bias of -10000
-    (SPEC 3.2, step 8).
+    (SPEC 3.2, step 8). perturb puts something simpler in the place of the attended values: a token's own value
+    ("attention_values") or its input ("attention_skip"); the sampler can steer away from that (SPEC 5.2).
     """
 
     def __init__(self, width, heads):
@@ -69,7 +70,11 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(width)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x, context=None, mask=None, rotate=None):
+    def forward(self, x, context=None, mask=None, rotate=None, perturb=None):
+        if perturb == "attention_values":
+            return self.to_out(self.to_v(x))
+        if perturb == "attention_skip":
+            return self.to_out(x)
         context = x if context is None else context
         q, k, v = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(context)), self.to_v(context)
         if rotate is not None:

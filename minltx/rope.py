@@ -10,24 +10,25 @@ import math
 import torch
 
 
-def latent_coordinates(grid, stride, fps, causal, device=None):
+def latent_coordinates(grid, stride, fps, causal, device=None, frame=0):
     """The top left corner of every token -> (3, N): seconds, pixel row, pixel column; N = f*h*w, frame-major.
 
     grid is (f, h, w); stride is (frames, rows, columns) per token. `causal` shifts the time of all frames but
     the first by one pixel frame back to where the VAE's first frame, a box of one frame only, put them
-    (SPEC 3.3). fps is frames per second of the pixels; ValueError if it is not positive.
+    (SPEC 3.3). fps is frames per second of the pixels; ValueError if it is not positive. frame is the pixel frame
+    at which the clip begins.
     """
     if not fps > 0:
         raise ValueError(f"fps must be positive, not {fps}")
     axes = [torch.arange(n, dtype=torch.float32, device=device) * s for n, s in zip(grid, stride)]
     if causal:
         axes[0] = (axes[0] + 1 - stride[0]).clamp(min=0)
-    axes[0] = axes[0] * (1.0 / fps)          # the reciprocal in double precision: dividing gives other bits
+    axes[0] = (axes[0] + frame) * (1.0 / fps)      # the reciprocal in double precision: dividing gives other bits
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)                   # (3, N)
 
 
 def rope_tables(coordinates, width, max_position, theta=10000.0):
-    """Coordinates (3, N) -> cos and sin, both (N, width), float32.
+    """Coordinates (..., 3, N) -> cos and sin, both (..., N, width), float32.
 
     Positions count as fractions of max_position (seconds, pixels, pixels), which nothing clamps. There are
     width // 6 frequencies per axis; channel 2j and 2j+1 turn together; the width mod 6 channels that are left
@@ -37,15 +38,15 @@ def rope_tables(coordinates, width, max_position, theta=10000.0):
     device, n = coordinates.device, width // 6
     frequencies = theta ** torch.linspace(0, 1, n, device=device) * math.pi / 2           # (n,)
     limits = torch.tensor(max_position, dtype=torch.float32, device=device)
-    fractions = (coordinates / limits[:, None]).T                                         # (N, 3)
-    angles = (fractions * 2 - 1)[:, None, :] * frequencies[:, None]                       # (N, n, 3)
-    angles = angles.flatten(1).repeat_interleave(2, dim=1)                                # (N, 6n)
-    still = angles.new_zeros(len(angles), width - 6 * n)                                  # (N, width mod 6)
-    return torch.cat([still + 1, angles.cos()], dim=1), torch.cat([still, angles.sin()], dim=1)
+    fractions = (coordinates / limits[:, None]).transpose(-1, -2)                         # (..., N, 3)
+    angles = (fractions * 2 - 1)[..., None, :] * frequencies[:, None]                     # (..., N, n, 3)
+    angles = angles.flatten(-2).repeat_interleave(2, dim=-1)                              # (..., N, 6n)
+    still = angles.new_zeros(*angles.shape[:-1], width - 6 * n)                      # (..., N, width mod 6)
+    return torch.cat([still + 1, angles.cos()], dim=-1), torch.cat([still, angles.sin()], dim=-1)
 
 
 def rotate(x, cos, sin):
-    """Turn neighbouring channels: (a, b) -> (a cos - b sin, b cos + a sin); x (B, N, D), tables (N, D)."""
+    """Turn neighbouring channels: (a, b) -> (a cos - b sin, b cos + a sin); x (B, N, D), tables ([B,] N, D)."""
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)                                    # (B, N, D/2) each
-    turned = torch.stack([-b, a], dim=-1).flatten(-2)                                     # (B, N, D)
-    return (x.float() * cos + turned * sin).to(x.dtype)
+    cos, sin = cos[..., ::2], sin[..., ::2]
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)

@@ -1,78 +1,234 @@
-"""From noise to video: Euler steps down the velocity, guidance, given frames, a decoder that ends the job.
+"""From noise to video: Euler steps down the velocity, guidance, conditions, a decoder that ends the job.
 
-One mask says what is given (image-to-video, and later more): strength 1 where a latent voxel is given, 0
-where it is free. A given token gets its own, earlier time, and is not moved. Unusual: the transformer's
-result is made slightly noisy again before decoding: the decoder was trained to remove the last noise.
+One mask says what is given: strength 1 where a token is given, 0 where it is free, between where it may still
+change. A given token has its own, earlier time and does not move; that alone is image-to-video, keyframes, and
+extension at either end (SPEC 6). Unusual: the transformer's result is made slightly noisy again before
+decoding: the decoder was trained to remove the last noise.
 """
+
+from dataclasses import dataclass
 
 import torch
 
+from minltx.dit import flatten_latent, unflatten_tokens
+from minltx.flow import interpolate, predict_x0
+from minltx.rope import latent_coordinates
+
+
+# --- Following the velocity -------------------------------------------------------------------------------
+
+def token_times(t, strength):
+    """The time of every token while the sampler is at t, and whether it moves (SPEC 6.2).
+
+    t a number or (B, 1, 1), strength (B, N, 1) -> times (B, N) = min(t, 1 - strength), moves (B, N, 1).
+    """
+    return (1 - strength).clamp(max=t)[..., 0], t - 1e-6 < 1 - strength
+
+
+def euler(velocity, z, schedule, strength=None, renoise=None, before=None, progress=None):
+    """Follow velocity(z, t) from schedule[0] down to schedule[-1] by Euler steps.
+
+    z (B, ..., C) at the first time; schedule (steps + 1,). strength, (1 or B, N, 1), gives every token its own
+    time and lets it move only when its turn comes, see `token_times`. velocity gets t as (B,) without a
+    strength and as (B or 1, N) with one. renoise(z), fresh noise of z's shape, makes the sampler stochastic: it
+    goes to the end of the path and back up (SPEC 5.1). before(z, t) -> z is called in front of every step;
+    progress wraps the iterator over steps, for instance tqdm.
+    """
+    steps = list(zip(schedule[:-1].tolist(), schedule[1:].tolist()))
+    for t, t_next in progress(steps) if progress else steps:
+        z = before(z, t) if before else z
+        times, moves = torch.full((len(z),), t, device=z.device), True
+        if strength is not None:
+            times, moves = token_times(t, strength)
+        v = velocity(z, times)
+        if renoise is None:
+            moved = z + (t_next - t) * v                                  # dt < 0: towards data
+        else:
+            moved = interpolate(predict_x0(z, v, t), renoise(z), t_next)
+        z = moved if moves is True else torch.where(moves, moved, z)
+    return z
+
+
+def draw(shape, generators, device=None):
+    """Standard normal noise (B, *shape), one generator per sample: a video does not depend on its neighbours."""
+    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+
+def seeded_noise(shape, seeds):
+    """`draw` from fresh generators, one seed per sample."""
+    return draw(shape, [torch.Generator().manual_seed(seed) for seed in seeds])
+
+
+# --- Guidance ---------------------------------------------------------------------------------------------
 
 def guide(v_null, v_text, guidance):
     """Classifier-free guidance: from the velocity without a caption towards, and past, the one with it.
 
-    1 gives v_text itself. `sample_latent` then, and below 1, asks the network about the
-    caption only (SPEC 5.2).
+    1 gives v_text itself (SPEC 5.2).
     """
     return v_null + guidance * (v_text - v_null)
 
 
-def euler(velocity, z, schedule, strength=None, progress=None):
-    """Follow velocity(z, t) from schedule[0] down to schedule[-1] by Euler steps.
+STG_MODES = ("attention_values", "attention_skip", "transformer_block")
 
-    z (B, C, ...) at the first time; schedule (steps + 1,). strength, broadcastable to z with one channel
-    ((B, 1, f, h, w)), gives every place its own time min(t, 1 - strength) and lets it move only while
-    t <= 1 - strength (SPEC 6.2): a place of strength 1 stays as it is. velocity gets t as (B,) without a
-    strength and as (B, f, h, w) with one. progress wraps the iterator over steps, for instance tqdm.
+
+@dataclass(frozen=True)
+class Guidance:
+    """How far to steer, and away from what (SPEC 5.2). cfg: from no caption (1 and below: off, and the network
+    is asked once a step); stg: from a network that is blind in `stg_blocks` (0: off); rescale: how much of
+    the spread that STG added to take back (1: off, as released). ValueError for an unknown mode."""
+
+    cfg: float = 1.0
+    stg: float = 0.0
+    stg_blocks: tuple = ()
+    stg_mode: str = "attention_values"
+    rescale: float = 1.0
+
+    def __post_init__(self):
+        if self.stg_mode not in STG_MODES:
+            raise ValueError(f"unknown STG mode {self.stg_mode!r}: use one of {', '.join(STG_MODES)}")
+
+
+# --- Conditions -------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Condition:
+    """A given picture or clip: its normalised latent (1 or B, C, f, h, w), encoded alone; the pixel frame where
+    it starts; how strong it is, from 1 (kept as it is) to 0 (ignored)."""
+
+    latent: torch.Tensor
+    frame: int = 0
+    strength: float = 1.0
+
+
+def check_condition(condition, grid, stride):
+    """ValueError if a condition cannot stand where it is put in a grid (f, h, w) of latents."""
+    frames, st = (grid[0] - 1) * stride[0] + 1, stride[0]
+    f, *size = condition.latent.shape[2:]
+    length = (f - 1) * st + 1
+    if tuple(size) != tuple(grid[1:]):
+        raise ValueError(f"a condition of {size[0]}x{size[1]} latents does not fit a video of {grid[1]}x{grid[2]}: "
+                         "resize the picture to the video's size")
+    if condition.frame < 0 or condition.frame + length > frames:
+        raise ValueError(f"a condition of {length} frames at frame {condition.frame} leaves a video of {frames}: "
+                         f"put it at 0 to {frames - length}" if length <= frames else
+                         f"a condition of {length} frames is longer than the video of {frames}")
+    if f > 1 and condition.frame % st:
+        low = condition.frame // st * st
+        raise ValueError(f"a clip cannot start at frame {condition.frame}: use a multiple of {st}, "
+                         f"for instance {low} or {min(low + st, frames - length)}")
+    if not 0 <= condition.strength <= 1:
+        raise ValueError(f"a strength of {condition.strength} is out of range: use 0 to 1")
+
+
+def place(conditions, noise, stride, fps, causal_time):
+    """Lay out the tokens of a video and of what is given -> clean, strength, coordinates (SPEC 6.2).
+
+    noise (B, C, f, h, w) says how large the video is. clean (B, M+N, C) holds the given latents (0 elsewhere),
+    strength (1, M+N, 1), coordinates (3, M+N).
+    A condition that starts at frame 0 lies in the grid itself. Later in the video no latent frame stands for one
+    pixel frame, as the first of a condition does; so its first two latent frames become M extra tokens in front
+    of the grid's N, with the coordinates of the frames they show, and only the rest lies in the grid.
     """
-    steps = list(zip(schedule[:-1].tolist(), schedule[1:].tolist()))
-    for t, t_next in progress(steps) if progress else steps:
-        if strength is None:
-            v = velocity(z, torch.full((len(z),), t, device=z.device))
-            z = z + (t_next - t) * v                                      # dt < 0: towards data
-        else:
-            moves = (t - 1e-6 < 1 - strength).to(z.dtype)
-            v = velocity(z, (1 - strength).clamp(max=t)[:, 0])
-            z = z + (t_next - t) * moves * v
-    return z
+    grid, device = tuple(noise.shape[2:]), noise.device
+    clean, strength, parts = torch.zeros_like(noise), torch.zeros_like(noise[:1, :1]), []
+    for c in conditions:
+        check_condition(c, grid, stride)
+        given, start = c.latent.expand(len(noise), -1, -1, -1, -1), 0
+        if c.frame > 0:
+            prefix, given, start = given[:, :, :2], given[:, :, 2:], c.frame // stride[0] + 2
+            where = latent_coordinates(tuple(prefix.shape[2:]), stride, fps, causal_time, device, c.frame)
+            held = flatten_latent(torch.full_like(prefix[:1, :1], c.strength))
+            parts.append((flatten_latent(prefix), held, where))
+        clean[:, :, start : start + given.shape[2]] = given
+        strength[:, :, start : start + given.shape[2]] = c.strength
+    parts.append((flatten_latent(clean), flatten_latent(strength),
+                  latent_coordinates(grid, stride, fps, causal_time, device)))
+    return tuple(torch.cat(part, dim=1) for part in zip(*parts))
 
 
-def seeded_noise(shape, seeds):
-    """Standard normal noise (B, *shape), one seed per sample: a video does not depend on its neighbours."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
-
+# --- Sampling ---------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def sample_latent(dit, noise, schedule, text, text_mask, null_text, null_mask, guidance=1.0, fps=24.0,
-                  first_frame=None, progress=None):
-    """Noise (B, C, f, h, w) -> normalised latent of the same shape.
+def sample_latent(dit, noise, schedule, text, null_text=None, guidance=Guidance(), fps=24.0, conditions=(),
+                  start=None, condition_noise=0.0, stochastic=False, generators=None, progress=None):
+    """Noise (B, C, f, h, w) -> normalised latent of the same shape, float32.
 
-    text (B, L, width) and null_text (B, M, width) with masks, 1 = keep; first_frame (B, C, 1, h, w) is the
-    normalised latent of a given picture, which the result then starts with, exactly.
+    text and null_text are pairs (B, L, width), mask (B, L), 1 = keep; null_text is needed for guidance.cfg > 1.
+    conditions are `Condition`s. start (B, C, f, h, w) is a latent to begin from, made noisy to schedule[0]:
+    video-to-video. condition_noise moves given tokens a little, by condition_noise * t^2, which brings
+    stills to life (SPEC 6.1). generators, one per sample, draw whatever noise is needed beyond `noise`.
     """
-    strength, z = None, noise
-    if first_frame is not None:
-        strength = torch.zeros_like(noise[:, :1])
-        strength[:, :, :1] = 1
-        z = torch.cat([first_frame, noise[:, :, 1:]], dim=2)
+    N, z = noise[0, 0].numel(), flatten_latent(noise)
+    if start is not None:
+        z = interpolate(flatten_latent(start), z, schedule[0].item())
+    clean, strength, coordinates = place(conditions, noise, dit.config.stride, fps, dit.config.causal_time)
+    if clean.shape[1] > N:
+        z = torch.cat([draw((clean.shape[1] - N, z.shape[2]), generators, z.device), z], dim=1)   # (B, M+N, C)
+    z = torch.lerp(z, clean, strength)
+
+    def move_given(z, t):
+        noisy = clean + condition_noise * t**2 * draw(z.shape[1:], generators, z.device)
+        return torch.where(strength > 1 - 1e-6, noisy, z)
 
     def velocity(z, t):
-        v_text = dit(z, t, text, text_mask, fps)
-        if guidance <= 1:
-            return v_text
-        return guide(dit(z, t, null_text, null_mask, fps), v_text, guidance)
+        def ask(words, perturb=None):
+            times = t[:, None] if t.ndim == 1 else t                                          # (B or 1, 1 or N)
+            return dit.forward_tokens(z.to(words[0].dtype), times, coordinates, *words, perturb).float()
 
-    return euler(velocity, z, schedule, strength, progress)
+        v = v_text = ask(text)
+        if guidance.cfg > 1:
+            v = guide(ask(null_text), v_text, guidance.cfg)
+        if guidance.stg > 0:
+            v = v + guidance.stg * (v_text - ask(text, (guidance.stg_mode, guidance.stg_blocks)))
+            if guidance.rescale != 1:
+                ratio = v_text.std((1, 2), keepdim=True) / v.std((1, 2), keepdim=True)
+                v = v * (guidance.rescale * ratio + 1 - guidance.rescale)
+        return v
+
+    z = euler(velocity, z, schedule, strength if conditions else None, progress=progress,
+              renoise=(lambda z: draw(z.shape[1:], generators, z.device)) if stochastic else None,
+              before=move_given if conditions and condition_noise > 0 else None)
+    return unflatten_tokens(z[:, -N:], tuple(noise.shape[2:]))
 
 
 @torch.no_grad()
-def decode(vae, latent, t=0.05, noise_scale=0.025, noise=None):
+def decode(vae, latent, t=0.05, noise_scale=0.025, noise=None, generator=None, mix_raw=False):
     """Normalised latent (B, C, f, h, w) -> video (B, 3, F, H, W), clamped to [-1, 1].
 
     Two knobs (SPEC 2.3): `noise_scale` is how much noise is mixed in, in the normalised space; `t` is what
-    the decoder is told. `noise` is standard normal noise of the latent's shape (only for noise_scale > 0).
+    the decoder is told. `noise` is standard normal noise of the latent's shape (only for noise_scale > 0);
+    generator draws the noise that a VAE with "noisy" blocks injects. mix_raw mixes in the un-normalised
+    space instead, where the channels' noise is no longer what training had: only to compare with diffusers.
     """
-    if noise_scale > 0:
-        latent = (1 - noise_scale) * latent + noise_scale * noise
+    if noise_scale > 0 and mix_raw:
+        latent = interpolate(vae.denormalize(latent), noise, noise_scale)
+    elif noise_scale > 0:
+        latent = vae.denormalize(interpolate(latent, noise, noise_scale))
+    else:
+        latent = vae.denormalize(latent)
     times = torch.full((len(latent),), float(t), device=latent.device)
-    return vae.decode(vae.denormalize(latent), times).clamp(-1, 1)
+    return vae.decode(latent, times, generator).clamp(-1, 1)
+
+
+@torch.no_grad()
+def generate(vae, dit, text, null_text, seeds, size, schedule, guidance, fps, conditions=(), start=None,
+             condition_noise=0.0, stochastic=False, decode_t=0.05, decode_noise=0.025, mix_raw=False,
+             progress=None):
+    """The whole way: noise from `seeds` (one per sample), sampling, decoding -> (B, 3, F, H, W) in [-1, 1].
+
+    size is (frames, height, width) in pixels; conditions are (video (1 or B, 3, F', H, W), frame, strength);
+    start is a video (1 or B, 3, F, H, W) to begin from at schedule[0]. The rest as in `sample_latent` and
+    `decode`. ValueError for a size that the VAE cannot code.
+    """
+    def encode(video):
+        return vae.normalize(vae.encode(video.to(text[0]))[0]).float().expand(len(seeds), -1, -1, -1, -1)
+
+    shape, device = vae.latent_shape(*size), text[0].device
+    generators = [torch.Generator().manual_seed(seed + 2**32) for seed in seeds]          # for all noise after
+    latent = sample_latent(dit, seeded_noise(shape, seeds).to(device), schedule, text, null_text, guidance, fps,
+                           [Condition(encode(video), *where) for video, *where in conditions],
+                           None if start is None else encode(start), condition_noise, stochastic, generators,
+                           progress)
+    noise = draw(shape, generators, device)
+    return decode(vae, latent.to(text[0].dtype), decode_t, decode_noise, noise.to(text[0].dtype), None, mix_raw)

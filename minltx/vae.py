@@ -10,118 +10,141 @@ The encoder is causal: latent frame k sees pixel frames 0..stride*k and nothing 
 clip's first frame is the latent of that frame alone, and an image is a clip of one frame.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minltx.flow import like
 from minltx.layers import TimestepEmbedder
 from minltx.patchify import depth_to_space, patchify, space_to_depth, unpatchify
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Blocks are ("res", n): n residual blocks; ("down", stride, k): k times wider; ("up", stride, k): k
-    times narrower. A stride is (frames, rows, columns). Defaults: the released LTX-Video 0.9.5 (SPEC 1.8)."""
+    """The defaults are the released LTX-Video 0.9.5 (SPEC 1.8). A block is one of
+
+    ("res", n), ("noisy", n): n residual blocks, without or with noise injection;
+    ("width", C): one residual block that changes the width to C;
+    ("down", stride, C), ("up", stride, C): to another grid and width, around a shortcut;
+    ("stride", stride, C), ("plain_up", stride, C): the same without one, as in 0.9.0 and 0.9.1's encoder.
+
+    A stride is (frames, rows, columns), each 1 or 2.
+    """
 
     latent_channels: int = 128
     patch: int = 4
     encoder_width: int = 128
-    encoder_blocks: tuple = (("res", 4), ("down", (1, 2, 2), 2), ("res", 6), ("down", (2, 1, 1), 2),
-                             ("res", 6), ("down", (2, 2, 2), 2), ("res", 2), ("down", (2, 2, 2), 2),
+    encoder_blocks: tuple = (("res", 4), ("down", (1, 2, 2), 256), ("res", 6), ("down", (2, 1, 1), 512),
+                             ("res", 6), ("down", (2, 2, 2), 1024), ("res", 2), ("down", (2, 2, 2), 2048),
                              ("res", 2))
     decoder_width: int = 1024
-    decoder_blocks: tuple = (("res", 5), ("up", (2, 2, 2), 2), ("res", 5), ("up", (2, 2, 2), 2), ("res", 5),
-                             ("up", (2, 2, 2), 2), ("res", 5))
-    resample_kernel: int = 3  # of the convolutions inside "down" and "up"; 1 is much cheaper
+    decoder_blocks: tuple = (("res", 5), ("up", (2, 2, 2), 512), ("res", 5), ("up", (2, 2, 2), 256),
+                             ("res", 5), ("up", (2, 2, 2), 128), ("res", 5))
     timestep_conditioning: bool = True  # is the decoder told t?
 
     @property
     def stride(self):
         """Pixels per latent voxel: (frames, rows, columns)."""
-        return self.product_of_strides("down", self.encoder_blocks)
+        return self.product_of_strides(self.encoder_blocks)
 
-    def product_of_strides(self, kind, blocks):
-        """The patch times the strides of all blocks of one kind, "down" or "up"."""
+    def product_of_strides(self, blocks):
+        """The patch times the strides of all blocks that change the grid."""
         stride = [1, self.patch, self.patch]
-        for name, *args in blocks:
-            if name == kind:
+        for _, *args in blocks:
+            if len(args) == 2:
                 stride = [a * b for a, b in zip(stride, args[0])]
         return tuple(stride)
 
 
 class CausalConv3d(nn.Module):
-    """A convolution that repeats edge frames in time and pads zeros in space; the grid keeps its size.
+    """A 3x3x3 convolution that repeats edge frames in time and pads zeros in space.
 
-    Causal: all the padding in front (a frame never sees the next). Not causal: half in front, half behind.
+    Causal: both copies in front (a frame never sees the next). Not causal: one in front, one behind.
     Zeros in time would tell the network where the clip begins by making it fade to black (SPEC 1.3).
     """
 
-    def __init__(self, inputs, outputs, kernel=3, causal=True):
+    def __init__(self, inputs, outputs, causal=True, stride=1):
         super().__init__()
-        self.conv = nn.Conv3d(inputs, outputs, kernel, padding=(0, kernel // 2, kernel // 2))
-        self.front, self.back = (kernel - 1, 0) if causal else (kernel // 2, kernel // 2)
+        self.conv = nn.Conv3d(inputs, outputs, 3, stride, padding=(0, 1, 1))
+        self.front, self.back = (2, 0) if causal else (1, 1)
 
     def forward(self, x):
-        frames = [x[:, :, :1]] * self.front + [x] + [x[:, :, -1:]] * self.back
-        return self.conv(torch.cat(frames, dim=2) if len(frames) > 1 else x)
+        return self.conv(torch.cat([x[:, :, :1]] * self.front + [x] + [x[:, :, -1:]] * self.back, dim=2))
 
 
-def pixel_norm(x):
-    """Scale every voxel's channel vector to unit mean square; no parameters (SPEC 1.4)."""
-    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+def pixel_norm(x, shift=None, scale=None):
+    """Scale every voxel's channel vector to unit mean square; no parameters of its own (SPEC 1.4).
+
+    x (B, C, f, h, w). With shift and scale (B, C) it is adaptive: two numbers per channel, made from t.
+    """
+    x = x * torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-8).to(x.dtype)
+    return x if scale is None else x * (1 + like(scale, x)) + like(shift, x)
 
 
-def modulate(x, shift, scale):
-    """x (B, C, f, h, w), shift and scale (B, C): the adaptive norm's two numbers per channel."""
-    return x * (1 + scale[:, :, None, None, None]) + shift[:, :, None, None, None]
+def inject_noise(x, scale, generator):
+    """Add one fresh map of noise (h, w), the same for all frames, in every channel at its own learned level
+    (StyleGAN's trick; SPEC 2.2). x (B, C, f, h, w), scale (C, 1, 1) or None."""
+    if scale is None:
+        return x
+    noise = torch.randn(x.shape[-2:], generator=generator, device=x.device, dtype=x.dtype)
+    return x + (noise * scale)[:, None]                                                   # (C, 1, h, w)
 
 
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, twice, around a shortcut; in a decoder that is told t, t moves both norms."""
 
-    def __init__(self, width, causal, conditioned):
+    def __init__(self, inputs, outputs, causal, conditioned=False, noisy=False):
         super().__init__()
-        self.conv1 = CausalConv3d(width, width, causal=causal)
-        self.conv2 = CausalConv3d(width, width, causal=causal)
-        self.scale_shift_table = nn.Parameter(torch.randn(4, width) / width**0.5) if conditioned else None
+        self.conv1 = CausalConv3d(inputs, outputs, causal)
+        self.conv2 = CausalConv3d(outputs, outputs, causal)
+        self.norm3 = nn.LayerNorm(inputs, eps=1e-6) if inputs != outputs else None
+        self.conv_shortcut = nn.Conv3d(inputs, outputs, 1) if inputs != outputs else None
+        self.scale_shift_table = nn.Parameter(torch.randn(4, inputs) / inputs**0.5) if conditioned else None
+        self.per_channel_scale1 = nn.Parameter(torch.zeros(outputs, 1, 1)) if noisy else None
+        self.per_channel_scale2 = nn.Parameter(torch.zeros(outputs, 1, 1)) if noisy else None
 
-    def forward(self, x, time=None):
-        shift1 = scale1 = shift2 = scale2 = torch.zeros_like(x[:, :, 0, 0, 0])            # (B, C)
+    def forward(self, x, time=None, generator=None):
+        shift1 = scale1 = shift2 = scale2 = None
         if self.scale_shift_table is not None:
-            shift1, scale1, shift2, scale2 = (self.scale_shift_table + time).unbind(1)
-        h = self.conv1(F.silu(modulate(pixel_norm(x), shift1, scale1)))
-        h = self.conv2(F.silu(modulate(pixel_norm(h), shift2, scale2)))
+            shift1, scale1, shift2, scale2 = (self.scale_shift_table + time).unbind(1)            # (B, C)
+        h = self.conv1(F.silu(pixel_norm(x, shift1, scale1)))
+        h = inject_noise(h, self.per_channel_scale1, generator)
+        h = self.conv2(F.silu(pixel_norm(h, shift2, scale2)))
+        h = inject_noise(h, self.per_channel_scale2, generator)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(self.norm3(x.movedim(1, -1)).movedim(-1, 1))
         return x + h
 
 
 class ResGroup(nn.Module):
     """n residual blocks of one width, which share one time embedder (SPEC 2.1)."""
 
-    def __init__(self, width, n, causal, conditioned):
+    def __init__(self, width, n, causal, conditioned, noisy):
         super().__init__()
         self.time_embedder = TimestepEmbedder(4 * width, 4 * width) if conditioned else None
-        self.res_blocks = nn.ModuleList(ResBlock(width, causal, conditioned) for _ in range(n))
+        self.res_blocks = nn.ModuleList(ResBlock(width, width, causal, conditioned, noisy) for _ in range(n))
 
-    def forward(self, x, t=None):
+    def forward(self, x, t=None, generator=None):
         time = None
         if self.time_embedder is not None:
             time = self.time_embedder(t).unflatten(-1, (4, -1))                           # (B, 4, C)
         for block in self.res_blocks:
-            x = block(x, time)
+            x = block(x, time, generator)
         return x
 
 
 class Downsample(nn.Module):
     """Space-to-depth twice: once after a convolution, once as a shortcut averaging channels (SPEC 1.7)."""
 
-    def __init__(self, width, stride, widen, kernel):
+    def __init__(self, inputs, outputs, stride):
         super().__init__()
-        self.stride, self.outputs = stride, width * widen
-        self.conv = CausalConv3d(width, self.outputs // (stride[0] * stride[1] * stride[2]), kernel)
+        self.stride, self.outputs = stride, outputs
+        self.conv = CausalConv3d(inputs, outputs // math.prod(stride))
 
-    def forward(self, x, t=None):
+    def forward(self, x):
         if self.stride[0] == 2:
             x = torch.cat([x[:, :, :1], x], dim=2)  # 2k+1 frames become 2(k+1): frame 0 gets a box of its own
         shortcut = space_to_depth(x, self.stride)                                         # (B, C*P, f, h, w)
@@ -132,33 +155,39 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Depth-to-space twice: once after a convolution, once as a shortcut that repeats channels (SPEC 1.6)."""
 
-    def __init__(self, width, stride, narrow, kernel):
+    def __init__(self, inputs, outputs, stride, shortcut):
         super().__init__()
-        self.stride = stride
-        box = stride[0] * stride[1] * stride[2]
-        self.conv = CausalConv3d(width, box * width // narrow, kernel, causal=False)
-        self.repeats = box // narrow
+        self.stride, box = stride, math.prod(stride)
+        self.conv = CausalConv3d(inputs, box * outputs, causal=False)
+        self.repeats = box * outputs // inputs if shortcut else 0
 
-    def forward(self, x, t=None):
-        shortcut = depth_to_space(x, self.stride).repeat(1, self.repeats, 1, 1, 1)    # (B, C/narrow, F, H, W)
-        x = depth_to_space(self.conv(x), self.stride) + shortcut
-        return x[:, :, 1:] if self.stride[0] == 2 else x   # undo the frame that Downsample put in front
+    def forward(self, x):
+        up = depth_to_space(self.conv(x), self.stride)                                    # (B, outputs, F, H, W)
+        if self.repeats:
+            up = up + depth_to_space(x, self.stride).repeat(1, self.repeats, 1, 1, 1)
+        return up[:, :, 1:] if self.stride[0] == 2 else up   # undo the frame that Downsample put in front
 
 
-def build_blocks(blocks, width, kernel, causal, conditioned):
-    """A config's block list as modules, and the width at its end."""
+def build_blocks(blocks, width, causal, conditioned):
+    """A config's block list as modules, and the width at its end. ValueError for what cannot be built."""
     modules = nn.ModuleList()
     for name, *args in blocks:
-        if name == "res":
-            modules.append(ResGroup(width, args[0], causal, conditioned))
-        elif name == "down":
-            modules.append(Downsample(width, args[0], args[1], kernel))
-            width *= args[1]
-        elif name == "up":
-            modules.append(Upsample(width, args[0], args[1], kernel))
-            width //= args[1]
+        outputs = width if name in ("res", "noisy") else args[-1]
+        box = math.prod(args[0]) if len(args) == 2 else 1
+        if name in ("res", "noisy"):
+            modules.append(ResGroup(width, args[0], causal, conditioned, name == "noisy"))
+        elif name == "width":
+            modules.append(ResBlock(width, outputs, causal))
+        elif name == "down" and width * box % outputs == 0 and outputs % box == 0:
+            modules.append(Downsample(width, outputs, args[0]))
+        elif name == "stride":
+            modules.append(CausalConv3d(width, outputs, causal, args[0]))
+        elif name == "plain_up" or name == "up" and width % box == 0 and box * outputs % width == 0:
+            modules.append(Upsample(width, outputs, args[0], shortcut=name == "up"))
         else:
-            raise ValueError(f"unknown VAE block {name!r}: use 'res', 'down' or 'up'")
+            raise ValueError(f"the VAE cannot be built with {(name, *args)} at width {width}: use a block of "
+                             "VAEConfig's list and widths that its stride divides")
+        width = outputs
     return modules, width
 
 
@@ -170,7 +199,7 @@ class Encoder(nn.Module):
         self.patch = config.patch
         self.conv_in = CausalConv3d(3 * config.patch**2, config.encoder_width)
         self.down_blocks, width = build_blocks(config.encoder_blocks, config.encoder_width,
-                                               config.resample_kernel, causal=True, conditioned=False)
+                                               causal=True, conditioned=False)
         self.conv_out = CausalConv3d(width, config.latent_channels + 1)
 
     def forward(self, video):
@@ -188,24 +217,22 @@ class Decoder(nn.Module):
         self.patch, conditioned = config.patch, config.timestep_conditioning
         self.conv_in = CausalConv3d(config.latent_channels, config.decoder_width, causal=False)
         self.up_blocks, width = build_blocks(config.decoder_blocks, config.decoder_width,
-                                             config.resample_kernel, causal=False, conditioned=conditioned)
+                                             causal=False, conditioned=conditioned)
         self.conv_out = CausalConv3d(width, 3 * config.patch**2, causal=False)
         self.timestep_scale_multiplier = nn.Parameter(torch.tensor(1000.0)) if conditioned else None
         self.last_time_embedder = TimestepEmbedder(2 * width, 2 * width) if conditioned else None
         self.last_scale_shift_table = (nn.Parameter(torch.randn(2, width) / width**0.5)
                                        if conditioned else None)
 
-    def forward(self, latent, t):
-        x = self.conv_in(latent)
+    def forward(self, latent, t, generator=None):
+        x, shift, scale = self.conv_in(latent), None, None
         if self.last_time_embedder is not None:
             t = t * self.timestep_scale_multiplier
-        for block in self.up_blocks:
-            x = block(x, t)
-        x = pixel_norm(x)
-        if self.last_time_embedder is not None:
             time = self.last_time_embedder(t).unflatten(-1, (2, -1))                      # (B, 2, C)
-            x = modulate(x, *(self.last_scale_shift_table + time).unbind(1))
-        return unpatchify(self.conv_out(F.silu(x)), self.patch)
+            shift, scale = (self.last_scale_shift_table + time).unbind(1)
+        for block in self.up_blocks:
+            x = block(x, t, generator) if isinstance(block, ResGroup) else block(x)
+        return unpatchify(self.conv_out(F.silu(pixel_norm(x, shift, scale))), self.patch)
 
 
 class VideoVAE(nn.Module):
@@ -213,7 +240,7 @@ class VideoVAE(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        if config.product_of_strides("up", config.decoder_blocks) != config.stride:
+        if config.product_of_strides(config.decoder_blocks) != config.stride:
             raise ValueError("the decoder's blocks must undo the strides of the encoder's")
         self.config = config
         self.encoder = Encoder(config)
@@ -243,12 +270,13 @@ class VideoVAE(nn.Module):
         mean, logvar = self.encoder(video).split([self.config.latent_channels, 1], dim=1)
         return mean, logvar.clamp(-30, 20).expand_as(mean)
 
-    def decode(self, latent, t):
+    def decode(self, latent, t, generator=None):
         """latent (B, latent channels, f, h, w), un-normalised, noisy to the degree t (B,) -> (B, 3, F, H, W).
 
-        t tells the decoder how much noise to expect; it is not a step of the sampler (SPEC 2.3).
+        t tells the decoder how much noise to expect; it is not a step of the sampler (SPEC 2.3). generator
+        (default: torch's own) draws what "noisy" blocks inject.
         """
-        return self.decoder(latent, t)
+        return self.decoder(latent, t, generator)
 
     def normalize(self, latent):
         """Raw latent -> mean 0, standard deviation 1 per channel, over the training set (SPEC 1.10)."""

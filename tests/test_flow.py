@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from minltx.flow import flow_loss, interpolate, predict_x0, sample_t, shift_mu, shifted_schedule, velocity
+from minltx.flow import (flow_loss, interpolate, linear_quadratic_schedule, predict_x0, sample_t, schedule_from,
+                         shift_mu, shifted_schedule, velocity)
 from minltx.sampler import euler, guide, seeded_noise
 
 
@@ -36,11 +37,9 @@ def test_euler_converges_on_a_curved_field_at_first_order():
     assert 1.9 < errors[0] / errors[1] < 2.1
 
 
-def test_given_places_do_not_move_and_are_told_their_own_time():
-    z, seen = torch.randn(2, 4, 3, 2, 2), []
-    strength = torch.zeros(2, 1, 3, 2, 2)
-    strength[:, :, 0] = 1.0
-    strength[:, :, 1] = 0.5
+def test_given_tokens_do_not_move_and_are_told_their_own_time():
+    z, seen = torch.randn(2, 3, 4), []
+    strength = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1)
 
     def field(z, t):
         seen.append(t)
@@ -48,11 +47,45 @@ def test_given_places_do_not_move_and_are_told_their_own_time():
 
     schedule = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
     out = euler(field, z, schedule, strength)
-    assert torch.equal(out[:, :, 0], z[:, :, 0])
-    torch.testing.assert_close(out[:, :, 1], z[:, :, 1] - 0.5)              # it moves from t = 0.5 on
-    torch.testing.assert_close(out[:, :, 2], z[:, :, 2] - 1.0)
+    assert torch.equal(out[:, 0], z[:, 0])
+    torch.testing.assert_close(out[:, 1], z[:, 1] - 0.5)                    # it moves from t = 0.5 on
+    torch.testing.assert_close(out[:, 2], z[:, 2] - 1.0)
     for t, tokens in zip(schedule, seen):
         assert (tokens[:, 0] == 0).all() and (tokens[:, 1] == min(t, 0.5)).all() and (tokens[:, 2] == t).all()
+
+
+def test_stochastic_steps_go_to_the_end_of_the_path_and_back_up():
+    x0, z, fresh = torch.randn(3, 2, 5, 4)
+    schedule = torch.tensor([1.0, 0.6, 0.0])
+    exact = lambda z, t: (z - x0) / t.view(-1, 1, 1)
+    half = euler(exact, z, schedule[:2], renoise=lambda z: fresh)
+    torch.testing.assert_close(half, 0.4 * x0 + 0.6 * fresh)
+    torch.testing.assert_close(euler(exact, z, schedule, renoise=lambda z: fresh), x0)
+
+
+@pytest.mark.parametrize("steps, golden", [
+    (1, [1.0]), (7, [1, 0.99167, 0.98333, 0.975, 0.9078, 0.7229, 0.4203]),
+    (8, [1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875])])
+def test_linear_quadratic_schedule_has_the_released_values(steps, golden):
+    schedule = linear_quadratic_schedule(steps)
+    assert len(schedule) == steps + 1 and schedule[-1].abs() < 1e-6
+    torch.testing.assert_close(schedule[:-1], torch.tensor(golden, dtype=torch.float32), rtol=0, atol=5e-5)
+    with pytest.raises(ValueError, match="at least 1 step"):
+        linear_quadratic_schedule(0)
+
+
+@pytest.mark.parametrize("steps", [2, 20, 40, 101])
+def test_linear_quadratic_steps_spend_half_on_the_first_noise(steps):
+    schedule = linear_quadratic_schedule(steps)
+    assert (schedule.diff() < 0).all() and abs(schedule[steps // 2] - 0.975) < 1e-6
+    removed = (1 - schedule[steps // 2:]).double()
+    assert removed.diff(n=3).abs().max() < 1e-5 if len(removed) > 3 else True           # quadratic
+
+
+def test_the_rest_of_a_schedule():
+    schedule = torch.tensor([1.0, 0.8, 0.5, 0.0])
+    for t, rest in ((1.0, [1.0, 0.8, 0.5, 0.0]), (0.8, [0.8, 0.5, 0.0]), (0.6, [0.6, 0.5, 0.0]), (0.1, [0.1, 0.0])):
+        torch.testing.assert_close(schedule_from(schedule, t), torch.tensor(rest))
 
 
 def test_guidance_of_one_is_none():

@@ -98,7 +98,7 @@ def voxels(row):
 
 def test_the_decoder_step_by_step():
     """SPEC 1.5, 1.6 and 2.1: the order shift, scale; a time embedder per group; t times 1000."""
-    vae = tiny(decoder_blocks=(("res", 2), ("up", (2, 2, 2), 2), ("up", (2, 1, 1), 1), ("up", (2, 1, 1), 1)))
+    vae = tiny(decoder_blocks=(("res", 2), ("up", (2, 2, 2), 8), ("up", (2, 1, 1), 8), ("up", (2, 1, 1), 8)))
     decoder, p = randomise(vae.decoder)
     latent, t = torch.randn(1, 4, 2, 2, 2), 0.13
     norm = lambda x: x / (x.square().mean(1, keepdim=True) + 1e-8).sqrt()

@@ -8,21 +8,19 @@ import torch
 
 import train_tiny
 from minltx.data import DataConfig, MovingDigits, caption, draw_digits
-from minltx.dit import DiTConfig
+from minltx.dit import DiTConfig, flatten_latent
+from minltx.sampler import Condition, check_condition
 from minltx.vae import VAEConfig
 from minltx.workshop.checkpoint import ModelConfig, ToyModel, load_checkpoint
 from minltx.workshop.muon import optimizers, orthogonalize
 
 SMALL = train_tiny.Settings(ModelConfig(
     data=DataConfig(frames=9, speed=(10.0, 20.0)),
-    vae=VAEConfig(latent_channels=4, encoder_width=8, decoder_width=16, resample_kernel=1,
-                  encoder_blocks=(("down", (2, 2, 2), 2), ("down", (2, 1, 1), 1), ("down", (2, 1, 1), 1),
-                                  ("res", 1)),
-                  decoder_blocks=(("res", 1), ("up", (2, 1, 1), 1), ("up", (2, 1, 1), 1),
-                                  ("up", (2, 2, 2), 2))),
-    dit=DiTConfig(latent_channels=4, width=24, depth=2, heads=2, text_width=16, stride=(8, 8, 8),
-                  max_position=(2.0, 64.0, 64.0), theta=100.0)),
-    vae_phases=((1, 4, 3), (9, 2, 4)), bank=32, dit_steps=7, dit_batch=4, still_every=3)
+    vae=VAEConfig(latent_channels=4, patch=2, encoder_width=8, decoder_width=16,
+                  encoder_blocks=(("down", (2, 2, 2), 16), ("down", (2, 2, 2), 16), ("res", 1)),
+                  decoder_blocks=(("res", 1), ("up", (2, 2, 2), 8), ("up", (2, 2, 2), 8))),
+    dit=DiTConfig(latent_channels=4, width=24, depth=2, heads=2, text_width=16, stride=(4, 8, 8))),
+    vae_phases=((1, 4, 3), (9, 2, 4)), bank=32, dit_steps=9, dit_batch=4)
 
 
 @pytest.fixture()
@@ -49,7 +47,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("stage, steps_before_the_kill",
-                         [("vae_step", 2), ("vae_step", 5), ("dit_step", 1), ("dit_step", 6)])
+                         [("vae_step", 2), ("vae_step", 5), ("dit_step", 1), ("dit_step", 7)])
 def test_resume_equals_an_uninterrupted_run_bit_for_bit(small, tmp_path, monkeypatch, stage,
                                                         steps_before_the_kill):
     whole = run(tmp_path / "whole")
@@ -84,7 +82,7 @@ def test_a_run_leaves_what_it_promises(small, tmp_path):
     expected = MovingDigits(train_images, labels, SMALL.model.data)
     judge_saw, = small
     assert torch.equal(judge_saw.sprites, expected.sprites)         # and never held-out digits
-    assert stored["dit"] == report["dit"] and stored["seed"] == 0 and stored["settings"]["dit_steps"] == 7
+    assert stored["dit"] == report["dit"] and stored["seed"] == 0 and stored["settings"]["dit_steps"] == 9
 
 
 def test_other_options_and_old_folders_are_refused(small, tmp_path, capsys):
@@ -109,31 +107,76 @@ def batch():
     return model, model.vae.encode(video)[0].detach(), [caption(s) for s in scenes]
 
 
-def test_a_given_first_frame_is_clean_has_time_zero_and_is_not_in_the_loss(monkeypatch):
-    model, latent, captions = batch()
-    given, seen = torch.tensor([True, False, True, False]), {}
-    original = model.dit.forward
+def spied(model, latent, captions, condition, settings, seed=0):
+    """One dit_step, and what the transformer saw and answered in it."""
+    seen, original = {}, model.dit.forward_tokens
 
-    def spy(z, t, *args):
-        seen.update(z=z, t=t, v=original(z, t, *args))
+    def spy(z, t, coordinates, *args):
+        seen.update(z=z, t=t, coordinates=coordinates, v=original(z, t, coordinates, *args))
         seen["v"].retain_grad()
         return seen["v"]
 
-    monkeypatch.setattr(model.dit, "forward", spy)
-    loss, t, _ = train_tiny.dit_step(model, latent, captions, given, SMALL, torch.Generator().manual_seed(0))
+    model.dit.forward_tokens = spy
+    loss, t, _ = train_tiny.dit_step(model, latent, captions, condition, settings, torch.Generator().manual_seed(seed))
     loss.backward()
-    assert torch.equal(seen["z"][given, :, 0], latent[given, :, 0]) and (seen["t"][given, 0] == 0).all()
-    assert torch.equal(seen["t"][~given, 0], t[~given, None, None].expand_as(seen["t"][~given, 0]))
-    assert not torch.equal(seen["z"][~given, :, 0], latent[~given, :, 0])
-    assert (seen["v"].grad[given, :, 0] == 0).all() and (seen["v"].grad[~given, :, 0] != 0).all()
+    del model.dit.forward_tokens
+    return seen, t
+
+
+def test_a_given_first_frame_is_clean_has_time_zero_and_is_not_in_the_loss():
+    model, latent, captions = batch()
+    first = flatten_latent(latent[:, :, :1])
+    hard = replace(SMALL, conditioned=1.0, soft=0.0)
+    seen, t = spied(model, latent, captions, Condition(latent[:, :, :1]), hard)
+    assert torch.equal(seen["z"][:, :16], first) and (seen["t"][:, :16] == 0).all()
+    assert torch.equal(seen["t"][:, 16:], t[:, None].expand(4, 32))
+    gradient = seen["v"].grad.abs().sum(-1)
+    assert (gradient[:, :16] == 0).all() and (gradient[:, 16:] > 0).all()
+    seen, t = spied(model, latent, captions, Condition(latent[:, :, :1]), replace(hard, conditioned=0.0))
+    assert torch.equal(seen["t"], t[:, None].expand(4, 48)) and (seen["v"].grad != 0).all()
+    assert not torch.equal(seen["z"][:, :16], first)
+
+
+def test_soft_conditions_train_on_what_the_sampler_shows():
+    """A token of strength s has the time min(t, 1 - s), just that much noise, and counts where that is t."""
+    model, latent, captions = batch()
+    soft = replace(SMALL, conditioned=1.0, soft=1.0)
+    picture = model.vae.normalize(model.vae.encode(torch.rand(4, 3, 1, 32, 32))[0]).detach()
+    seen, t = spied(model, latent, captions, Condition(picture, frame=7), soft)
+    own, rest = seen["t"][:, :16], seen["t"][:, 16:]
+    assert seen["z"].shape[1] == 16 + 48 and torch.equal(rest, t[:, None].expand(4, 48))
+    assert (own <= t[:, None]).all() and (own[:, :1] == own).all() and len(own.unique()) == 4
+    torch.testing.assert_close(seen["coordinates"][0, :16], torch.full((16,), 7 / SMALL.model.data.fps))
+    counts = seen["v"].grad.abs().sum(-1)[:, :16] > 0
+    assert torch.equal(counts, own == t[:, None]) and 0 < counts[:, 0].sum() < 4
+    noise = (seen["z"][:, :16] - (1 - own[..., None]) * flatten_latent(picture)) / own[..., None]
+    assert abs(noise.std() - 1) < 0.2
+
+
+@pytest.mark.parametrize("layout, frames", [("free", 3), ("still", 1), ("start", 3), ("keyframe", 3), ("end", 3)])
+def test_layouts_of_a_batch(layout, frames):
+    model, latent, _ = batch()
+    data = MovingDigits(*draw_digits(50, 0), SMALL.model.data)
+    scenes = [data.choose(1, torch.Generator().manual_seed(i))[0] for i in range(4)]
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        latents, some, condition = train_tiny.batch_of_latents(model, data, latent, scenes, layout, SMALL, generator)
+        assert latents.shape[2] == frames and len(some) == len(latents) and not latents.requires_grad
+        if layout == "start":
+            assert torch.equal(condition.latent, latents[:, :, : condition.latent.shape[2]]) and condition.frame == 0
+        elif layout == "keyframe":
+            assert condition.latent.shape[2] == 1 and 1 <= condition.frame <= 8
+        elif layout == "end":
+            assert condition.frame + 4 * (condition.latent.shape[2] - 1) == 8
+        if condition is not None:
+            check_condition(condition, (3, 4, 4), (4, 8, 8))
 
 
 def test_caption_dropout_hides_captions():
     model, latent, captions = batch()
-    nobody = torch.zeros(4, dtype=torch.bool)
 
     def loss(texts, dropout):
-        return train_tiny.dit_step(model, latent, texts, nobody, replace(SMALL, caption_dropout=dropout),
+        return train_tiny.dit_step(model, latent, texts, None, replace(SMALL, caption_dropout=dropout),
                                    torch.Generator().manual_seed(0))[0]
 
     assert torch.equal(loss(captions, 1.0), loss([""] * 4, 0.0))
@@ -182,6 +225,6 @@ def test_one_step_of_the_large_preset():
     assert video.shape == (2, 3, 17, 64, 64) and caption(scenes[0]).count("moving") == 2
     loss, _ = train_tiny.vae_step(model.vae, video, settings, 1.0, torch.Generator().manual_seed(0))
     latent = model.vae.encode(video)[0]
-    flow, _, _ = train_tiny.dit_step(model, latent.detach(), [caption(s) for s in scenes],
-                                     torch.tensor([True, False]), settings, torch.Generator().manual_seed(0))
-    assert latent.shape == (2, 8, 3, 8, 8) and torch.isfinite(loss) and torch.isfinite(flow)
+    flow, _, _ = train_tiny.dit_step(model, latent.detach(), [caption(s) for s in scenes], None, settings,
+                                     torch.Generator().manual_seed(0))
+    assert latent.shape == (2, 4, 5, 8, 8) and torch.isfinite(loss) and torch.isfinite(flow)

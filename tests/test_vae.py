@@ -5,13 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minltx.vae import CausalConv3d, Downsample, Upsample, VAEConfig, VideoVAE
+from minltx.vae import CausalConv3d, Downsample, Upsample, VAEConfig, VideoVAE, build_blocks, inject_noise
 
-TINY = VAEConfig(latent_channels=4, encoder_width=8, decoder_width=16, resample_kernel=1,
-                 encoder_blocks=(("res", 1), ("down", (2, 1, 1), 2), ("down", (2, 2, 2), 1),
-                                 ("down", (2, 1, 1), 1)),
-                 decoder_blocks=(("res", 1), ("up", (2, 1, 1), 1), ("up", (2, 2, 2), 2), ("res", 1),
-                                 ("up", (2, 1, 1), 1)))
+TINY = VAEConfig(latent_channels=4, encoder_width=8, decoder_width=16,
+                 encoder_blocks=(("res", 1), ("down", (2, 1, 1), 16), ("down", (2, 2, 2), 16),
+                                 ("down", (2, 1, 1), 16)),
+                 decoder_blocks=(("res", 1), ("up", (2, 1, 1), 16), ("up", (2, 2, 2), 8), ("res", 1),
+                                 ("up", (2, 1, 1), 8)))
+# As 0.9.1 is built: strided convolutions, blocks that change the width, noise injection.
+EARLY = replace(TINY, encoder_blocks=(("res", 1), ("stride", (2, 2, 2), 8), ("width", 16), ("stride", (2, 1, 1), 16),
+                                      ("stride", (2, 1, 1), 24)),
+                decoder_blocks=(("noisy", 1), ("width", 24), ("plain_up", (2, 1, 1), 8), ("noisy", 1),
+                                ("up", (2, 2, 2), 8), ("plain_up", (2, 1, 1), 8)))
 
 
 def tiny(**changes):
@@ -19,8 +24,9 @@ def tiny(**changes):
     return VideoVAE(replace(TINY, **changes))
 
 
-def test_a_latent_frame_sees_no_later_pixels():
-    vae, video = tiny(), torch.rand(1, 3, 17, 16, 16) * 2 - 1
+@pytest.mark.parametrize("config", [TINY, EARLY])
+def test_a_latent_frame_sees_no_later_pixels(config):
+    vae, video = tiny(**vars(config)), torch.rand(1, 3, 17, 16, 16) * 2 - 1
     before = vae.encode(video)[0]
     for first_changed, latent_frame in ((1, 1), (9, 2)):
         changed = video.clone()
@@ -30,15 +36,17 @@ def test_a_latent_frame_sees_no_later_pixels():
         assert (after[:, :, latent_frame] - before[:, :, latent_frame]).abs().max() > 1e-4
 
 
-def test_the_first_latent_frame_is_that_of_the_picture_alone():
-    vae, video = tiny(), torch.rand(2, 3, 9, 16, 16) * 2 - 1
+@pytest.mark.parametrize("config", [TINY, EARLY])
+def test_the_first_latent_frame_is_that_of_the_picture_alone(config):
+    vae, video = tiny(**vars(config)), torch.rand(2, 3, 9, 16, 16) * 2 - 1
     for whole, alone in zip(vae.encode(video), vae.encode(video[:, :, :1])):
         torch.testing.assert_close(whole[:, :, :1], alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [TINY, EARLY])
 @pytest.mark.parametrize("frames, latents", [(1, 1), (9, 2), (17, 3), (25, 4)])
-def test_frames_are_8k_plus_1(frames, latents):
-    vae = tiny()
+def test_frames_are_8k_plus_1(frames, latents, config):
+    vae = tiny(**vars(config))
     assert vae.config.stride == (8, 8, 8)
     mean, logvar = vae.encode(torch.zeros(1, 3, frames, 16, 24))
     assert mean.shape == logvar.shape == (1, 4, latents, 2, 3)
@@ -60,6 +68,21 @@ def test_illegal_sizes_name_the_nearest_legal_ones():
 def test_a_decoder_must_undo_the_encoders_strides():
     with pytest.raises(ValueError, match="undo the strides"):
         tiny(decoder_blocks=TINY.decoder_blocks[:-1])
+
+
+@pytest.mark.parametrize("block, width", [(("down", (2, 2, 2), 12), 8), (("up", (2, 2, 2), 3), 16),
+                                          (("pool", (2, 2, 2), 8), 8), (("up", (2, 2, 2), 8), 12)])
+def test_blocks_that_cannot_be_built_are_named(block, width):
+    with pytest.raises(ValueError, match=f"cannot be built with .'{block[0]}'.* at width {width}"):
+        build_blocks((block,), width, causal=True, conditioned=False)
+
+
+def test_injected_noise_is_one_map_for_all_frames_and_channels_at_each_ones_level():
+    x, scale = torch.zeros(2, 3, 4, 5, 6), torch.tensor([1.0, -2.0, 0.0]).view(3, 1, 1)
+    out = inject_noise(x, scale, torch.Generator().manual_seed(3))
+    noise = torch.randn(5, 6, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(out[1, 0, 2], noise) and torch.equal(out[0, 1, 3], -2 * noise) and not out[:, 2].any()
+    assert inject_noise(x, None, None) is x
 
 
 def test_one_log_variance_for_all_channels():
@@ -88,7 +111,7 @@ def test_convolution_repeats_edge_frames_and_pads_zeros_in_space(causal):
 
 def test_resampling_shortcuts_average_and_repeat_channels():
     x = torch.randn(1, 4, 3, 4, 4)
-    down = Downsample(4, (2, 2, 2), 2, kernel=1)
+    down = Downsample(4, 8, (2, 2, 2))
     torch.nn.init.zeros_(down.conv.conv.weight)
     torch.nn.init.zeros_(down.conv.conv.bias)
     # 4 channels x 8 places in 8 means of 4: output 2c holds places t=0 of channel c, output 2c+1 places t=1.
@@ -96,7 +119,7 @@ def test_resampling_shortcuts_average_and_repeat_channels():
     for c in range(4):
         for t in range(2):
             torch.testing.assert_close(down(x)[0, 2 * c + t, 1, 1, 1], padded[0, c, 2 + t, 2:4, 2:4].mean())
-    up = Upsample(16, (2, 2, 2), 2, kernel=1)
+    up = Upsample(16, 8, (2, 2, 2), shortcut=True)
     torch.nn.init.zeros_(up.conv.conv.weight)
     torch.nn.init.zeros_(up.conv.conv.bias)
     y = torch.randn(1, 16, 2, 3, 3)

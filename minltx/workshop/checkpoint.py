@@ -1,6 +1,7 @@
 """One file that holds a model and all it takes to go on training, written whole, read without running
 code."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from torch import nn
 
 from minltx.data import DataConfig
 from minltx.dit import DiT, DiTConfig
-from minltx.flow import shifted_schedule
-from minltx.sampler import decode, sample_latent, seeded_noise
+from minltx.flow import schedule_from, shifted_schedule
+from minltx.sampler import Guidance, generate
 from minltx.text import CaptionEncoder, tokenize
 from minltx.vae import VAEConfig, VideoVAE
 from minltx.workshop.pictures import put_in_place
@@ -57,29 +58,24 @@ class ToyModel(nn.Module):
                                  "ask for fewer, or use a --checkpoint trained on more")
 
     @torch.no_grad()
-    def generate(self, captions, seeds, frames=None, size=None, steps=STEPS, guidance=GUIDANCE, image=None,
-                 fps=None, decode_t=0.05, decode_noise=0.025, progress=None):
+    def generate(self, captions, seeds, frames=None, size=None, steps=STEPS, guidance=GUIDANCE,
+                 conditions=(), start=None, strength=1.0, fps=None, **more):
         """Captions and as many seeds -> video (B, 3, F, H, W) in [-1, 1], on the CPU.
 
-        frames, size (height, width) and fps default to the training clips'. image (1 or B, 3, 1, H, W) in
-        [-1, 1] becomes the first frame. ValueError for unknown words and for frames or sizes that the VAE
-        cannot code. The same seed gives the same video, whatever else is in the batch.
+        frames, size (height, width) and fps default to the training clips'. conditions are (video (1 or B, 3,
+        F', H, W), frame where it starts, strength). start (1 or B, 3, F, H, W) is a video to change: it is
+        made noisy to the time `strength`, 1 leaving nothing of it. `more` goes to `sampler.generate`.
+        ValueError for unknown words and for frames or sizes that the VAE cannot code. The same seed gives the
+        same video, whatever else is in the batch.
         """
         self.check(captions)
-        data, device = self.config.data, self.text.positions.device
-        frames, (height, width) = frames or data.frames, size or (data.size, data.size)
-        shape = self.vae.latent_shape(frames, height, width)
-        schedule = shifted_schedule(steps, shape[1] * shape[2] * shape[3])
-        null, null_mask = self.embed([""] * len(captions))
-        first = None
-        if image is not None:
-            first = self.vae.normalize(self.vae.encode(image.to(device))[0])        # (1 or B, C, 1, h, w)
-            first = first.expand(len(captions), -1, -1, -1, -1)
-        noise = seeded_noise(shape, seeds).to(device)
-        latent = sample_latent(self.dit, noise, schedule, *self.embed(captions), null, null_mask, guidance,
-                               fps or data.fps, first, progress)
-        last_noise = seeded_noise(shape, [seed + 2**32 for seed in seeds]).to(device)
-        return decode(self.vae, latent, decode_t, decode_noise, last_noise).cpu()
+        data = self.config.data
+        size = (frames or data.frames, *(size or (data.size, data.size)))
+        schedule = shifted_schedule(steps, math.prod(self.vae.latent_shape(*size)[1:]))
+        if start is not None:
+            schedule = schedule_from(schedule, strength)
+        return generate(self.vae, self.dit, self.embed(captions), self.embed([""] * len(captions)), seeds, size,
+                        schedule, Guidance(guidance), fps or data.fps, conditions, start, **more).cpu()
 
 
 def tuples(x):

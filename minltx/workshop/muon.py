@@ -13,11 +13,13 @@ def orthogonalize(matrices, steps=5):
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalize(matrices.mT, steps).mT
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+    x, shape = x.reshape(-1, *x.shape[-2:]), x.shape
     for _ in range(steps):
         a = x @ x.mT
-        # Jordan's coefficients: steep at 0, flat around 1
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x
+        # x <- 3.4445 x + (-4.7750 a + 2.0315 a a) x, Jordan's coefficients: steep at 0, flat around 1
+        polynomial = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return x.reshape(shape)
 
 
 class Muon(torch.optim.Optimizer):

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 ENDINGS = (".gif", ".png", ".npz", ".mp4")
 
@@ -57,7 +57,7 @@ def captioned(frames, captions, columns, zoom):
 def save_video(path, video, captions, fps=16.0, columns=None):
     """Write videos (B, 3, F, H, W) in [-1, 1]; the ending of `path` chooses the form.
 
-    .gif: all of them in a grid with captions, playing; .png: a sheet, one video a row; .npz: `frames`
+    .gif: all of them in a grid with captions, playing (one alone of 256 pixels or more: without); .png: a sheet, one video a row; .npz: `frames`
     (B, F, H, W, 3) uint8 and `prompts`; .mp4: the grid again, with the optional package av. ValueError for
     another ending or if av is missing.
     """
@@ -65,6 +65,12 @@ def save_video(path, video, captions, fps=16.0, columns=None):
     frames, ending = to_uint8(video), Path(path).suffix.lower()
     zoom = max(1, 128 // frames.shape[3])
     columns = columns or min(len(frames), 4)
+
+    def grid():
+        if len(frames) == 1 and frames.shape[3] >= 256:
+            return [Image.fromarray(frame) for frame in frames[0]]
+        return captioned(frames, captions, columns, zoom)
+
     if ending == ".npz":
         put_in_place(path, lambda p: np.savez_compressed(p, frames=frames, prompts=np.array(captions)))
     elif ending == ".png":
@@ -73,13 +79,12 @@ def save_video(path, video, captions, fps=16.0, columns=None):
         page = captioned(strip[:, None], captions, 1, max(1, zoom // 2))[0]
         put_in_place(path, page.save)
     elif ending == ".gif":
-        pages = captioned(frames, captions, columns, zoom)
-        pages = [page.quantize(256, dither=Image.Dither.NONE) for page in pages]
+        pages = [page.quantize(256, dither=Image.Dither.NONE) for page in grid()]
         play = {"save_all": True, "append_images": pages[1:], "loop": 0,
                 "duration": max(20, round(1000 / fps))}
         put_in_place(path, lambda p: pages[0].save(p, disposal=1, **play))
     else:
-        put_in_place(path, lambda p: save_mp4(p, captioned(frames, captions, columns, zoom), fps))
+        put_in_place(path, lambda p: save_mp4(p, grid(), fps))
 
 
 def check_ending(path):
@@ -110,22 +115,41 @@ def save_mp4(path, pages, fps):
         container.mux(stream.encode())
 
 
-def load_picture(path, height, width):
-    """A picture file -> (1, 3, 1, height, width) in [-1, 1], cut to the middle and resized to fill.
-
-    ValueError if the file is missing or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-    except Exception as error:    # Pillow's readers fail in many ways on a broken file
-        raise ValueError(f"cannot read {path} as a picture ({type(error).__name__}): use a PNG, JPEG or GIF "
-                         "file") from None
+def fit(image, height, width):
+    """A PIL image, cut to the middle and resized to fill -> (3, height, width) in [-1, 1]."""
     scale = max(width / image.width, height / image.height)
-    image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))))
+    if scale != 1:
+        image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))))
     left, top = (image.width - width) // 2, (image.height - height) // 2
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32)
-    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None]
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)).convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
+
+
+def load_clip(path, height, width):
+    """A picture, a GIF, an mp4 (with the package av) or an npz of `save_video` -> (1, 3, F, height, width).
+
+    In [-1, 1]; each frame is cut to the middle and resized to fill. ValueError if the file cannot be read.
+    """
+    ending = Path(path).suffix.lower()
+    try:
+        if ending == ".npz":
+            with np.load(path, allow_pickle=False) as stored:
+                frames = [Image.fromarray(frame) for frame in stored["frames"][0]]
+        elif ending == ".mp4":
+            check_ending(path)
+            import av
+
+            with av.open(str(path)) as container:
+                frames = [frame.to_image() for frame in container.decode(video=0)]
+        else:
+            with Image.open(path) as image:
+                frames = [image.copy().convert("RGB") for _ in ImageSequence.Iterator(image)]
+    except Exception as error:    # the readers fail in many ways on a broken file
+        if isinstance(error, ValueError) and "optional package" in str(error):
+            raise
+        raise ValueError(f"cannot read {path} as a picture or clip ({type(error).__name__}): use a PNG, JPEG, GIF, "
+                         "mp4 or the npz of sample.py") from None
+    return torch.stack([fit(frame, height, width) for frame in frames], dim=1)[None]
 
 
 def save_curves(path, panels):

@@ -1,0 +1,432 @@
+"""What the released 2 B checkpoints say about themselves, as minltx configs, and back.
+
+Three languages describe one model: minltx's dataclasses, the JSON in the header of an official single file
+(SPEC 9.6), and the config.json files of a diffusers folder (SPEC 1.8). The VAE's is translated block by block. What a
+file says and minltx cannot do is an error with the field's name, never a guess.
+"""
+
+from dataclasses import dataclass, replace
+
+from minltx.dit import DiTConfig
+from minltx.sampler import Guidance
+from minltx.vae import VAEConfig
+
+NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a release samples (SPEC 4, 5.3). `schedule` is "shifted" (stretched to `terminal`, None: not at all),
+    "linear_quadratic" or "uniform"; `times` is a distilled model's fixed list, which goes before it; size is
+    (frames, height, width) in pixels."""
+
+    schedule: str = "linear_quadratic"
+    terminal: float | None = None
+    times: tuple = ()
+    steps: int = 40
+    guidance: Guidance = Guidance(cfg=3.0, stg=1.0, stg_blocks=(19,), rescale=0.7)
+    stochastic: bool = False
+    condition_noise: float = 0.15
+    decode_t: float = 0.05
+    decode_noise: float = 0.025
+    text_tokens: int = 256
+    lowercase: bool = False
+    size: tuple = (121, 704, 1216)
+    fps: float = 30.0
+
+
+@dataclass(frozen=True)
+class ReleaseConfig:
+    """A whole release: both networks and how to sample from them."""
+
+    dit: DiTConfig
+    vae: VAEConfig
+    sampling: SamplingConfig
+
+
+VAE_090 = VAEConfig(
+    encoder_blocks=(("res", 4), ("stride", (2, 2, 2), 128), ("width", 256), ("res", 3),
+                    ("stride", (2, 2, 2), 256), ("width", 512), ("res", 3), ("stride", (2, 2, 2), 512),
+                    ("res", 3), ("res", 4)),
+    decoder_width=512,
+    decoder_blocks=(("res", 4), ("res", 3), ("plain_up", (2, 2, 2), 512), ("res", 3), ("width", 256),
+                    ("plain_up", (2, 2, 2), 256), ("res", 3), ("width", 128), ("plain_up", (2, 2, 2), 128),
+                    ("res", 4)),
+    timestep_conditioning=False)
+VAE_091 = replace(
+    VAE_090, decoder_width=1024, timestep_conditioning=True,
+    decoder_blocks=(("res", 8), ("up", (2, 2, 2), 512), ("noisy", 7), ("up", (2, 2, 2), 256), ("noisy", 6),
+                    ("up", (2, 2, 2), 128), ("noisy", 5)))
+VAE_095 = VAEConfig()
+
+EARLY = SamplingConfig(schedule="shifted", terminal=0.1, text_tokens=128, lowercase=True, size=(121, 480, 704),
+                       fps=25.0)
+DISTILLED = SamplingConfig(times=(1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219), steps=8,
+                           guidance=Guidance(), stochastic=True)
+RELEASES = {
+    "0.9.0": ReleaseConfig(DiTConfig(causal_time=False), VAE_090, replace(EARLY, condition_noise=0.0, decode_noise=0.0)),
+    "0.9.1": ReleaseConfig(DiTConfig(causal_time=False), VAE_091, EARLY),
+    "0.9.5": ReleaseConfig(DiTConfig(), VAE_095, SamplingConfig()),
+    "0.9.6-dev": ReleaseConfig(DiTConfig(), VAE_095, SamplingConfig()),
+    "0.9.6-distilled": ReleaseConfig(DiTConfig(), VAE_095, DISTILLED),
+}
+
+
+class Fields:
+    """A dictionary from a file, read field by field: complaints name the file's part and the field."""
+
+    def __init__(self, values, where):
+        if not isinstance(values, dict):
+            raise ValueError(f"{where} is not an object with fields")
+        self.values, self.where = values, where
+
+    def get(self, name, *default):
+        """The field, or the default where there is one."""
+        if name not in self.values and not default:
+            raise ValueError(f"{self.where} lacks the field {name!r}")
+        value = self.values.get(name, *default)
+        return default[0] if value is None and default else value
+
+    def count(self, name, *default):
+        """The field as a positive whole number."""
+        value = self.get(name, *default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{self.where}: {name} is {value!r}, which is no positive whole number")
+        return value
+
+    def must_be(self, **expected):
+        """Each field, where there is one, has to hold this value (or one of a tuple): minltx has no other."""
+        for name, values in expected.items():
+            values = values if isinstance(values, tuple) else (values,)
+            if name in self.values and self.values[name] not in values:
+                raise ValueError(f"{self.where}: {name} is {self.values[name]!r}, and minltx only knows "
+                                 f"{' or '.join(map(repr, values))}")
+
+
+# --- The transformer --------------------------------------------------------------------------------------
+
+def dit_config(fields, vae, causal_time):
+    """A transformer's fields, official or of diffusers, which use the same names -> DiTConfig."""
+    fields.must_be(
+        _class_name=("Transformer3DModel", "LTXVideoTransformer3DModel"), activation_fn="gelu-approximate",
+        qk_norm=("rms_norm", "rms_norm_across_heads"), standardization_norm="rms_norm", norm_eps=1e-6,
+        norm_elementwise_affine=False, patch_size=1, patch_size_t=1, timestep_scale_multiplier=1000,
+        attention_bias=True, attention_out_bias=True, adaptive_norm="single_scale_shift",
+        positional_embedding_type="rope", use_rope=True, project_to_2d_pos=False, double_self_attention=False,
+        only_cross_attention=False)
+    heads, C = fields.count("num_attention_heads"), fields.count("in_channels")
+    width = heads * fields.count("attention_head_dim")
+    for name, expected in (("out_channels", C), ("cross_attention_dim", width)):
+        if fields.get(name, expected) != expected:
+            raise ValueError(f"{fields.where}: {name} is {fields.get(name)}, and minltx needs {expected} here")
+    if vae.latent_channels != C:
+        raise ValueError(f"the transformer has {C} latent channels and the VAE {vae.latent_channels}")
+    if width < 6:
+        raise ValueError(f"{fields.where}: a width of {width} leaves nothing to rotate: RoPE needs 6 channels")
+    return DiTConfig(C, width, fields.count("num_layers"), heads, fields.count("caption_channels"), vae.stride,
+                     tuple(map(float, fields.get("positional_embedding_max_pos", (20.0, 2048.0, 2048.0)))),
+                     float(fields.get("positional_embedding_theta", 10000.0)), causal_time)
+
+
+def dit_fields(config):
+    """DiTConfig -> the fields that both languages share."""
+    return {"num_attention_heads": config.heads, "attention_head_dim": config.width // config.heads,
+            "num_layers": config.depth, "in_channels": config.latent_channels,
+            "out_channels": config.latent_channels, "cross_attention_dim": config.width,
+            "caption_channels": config.text_width, "norm_eps": 1e-6, "norm_elementwise_affine": False,
+            "activation_fn": "gelu-approximate"}
+
+
+# --- The VAE, official ------------------------------------------------------------------------------------
+
+STRIDES = {"compress_time": (2, 1, 1), "compress_space": (1, 2, 2), "compress_all": (2, 2, 2)}
+
+
+def official_blocks(fields, names):
+    """The block list under the first of `names` that is there, as [(name, Fields)]."""
+    blocks = next((fields.get(n) for n in names if n in fields.values), None)
+    if not isinstance(blocks, (list, tuple)):
+        raise ValueError(f"{fields.where} has no list of blocks {' or '.join(names)}")
+    pairs = []
+    for block in blocks:
+        if not isinstance(block, (list, tuple)) or len(block) != 2:
+            raise ValueError(f"{fields.where}: {block!r} is not a block, a pair of a name and its parameters")
+        name, parameters = block
+        parameters = {"num_layers": parameters} if isinstance(parameters, int) else parameters
+        pairs.append((name, Fields(parameters, f"{fields.where}, block {name}")))
+    return pairs
+
+
+def unknown_block(name, fields):
+    return ValueError(f"{fields.where}: minltx does not know this kind of block")
+
+
+def encoder_from_official(fields):
+    """-> (base width, minltx blocks)."""
+    base = width = fields.count("encoder_base_channels", 128)
+    blocks = []
+    for name, p in official_blocks(fields, ("encoder_blocks", "blocks")):
+        if name == "res_x":
+            p.must_be(inject_noise=False)
+            blocks.append(("res", p.count("num_layers")))
+            continue
+        kind = next((k for k in STRIDES if name in (k, f"{k}_res", f"{k}_x_y")), None)
+        width *= 1 if name in STRIDES else p.count("multiplier", 2)
+        if name == "res_x_y":
+            p.must_be(inject_noise=False)
+            blocks.append(("width", width))
+        elif kind and name.endswith("_res"):
+            blocks.append(("down", STRIDES[kind], width))
+        elif kind and (name == kind or name == "compress_all_x_y"):
+            blocks.append(("stride", STRIDES[kind], width))
+        else:
+            raise unknown_block(name, p)
+    return base, tuple(blocks)
+
+
+def decoder_from_official(fields):
+    """-> (first width, minltx blocks). The list is written shallow to deep, and walked from its end."""
+    listed = official_blocks(fields, ("decoder_blocks", "blocks"))
+    width = fields.count("decoder_base_channels", 128)
+    for name, p in listed:
+        if name == "res_x_y":
+            width *= p.count("multiplier", 2)
+        elif name == "compress_all":
+            width *= p.count("multiplier", 1)
+    first, blocks = width, []
+    for name, p in reversed(listed):
+        if name == "res_x":
+            blocks.append(("noisy" if p.get("inject_noise", False) else "res", p.count("num_layers")))
+        elif name == "res_x_y":
+            p.must_be(inject_noise=False)
+            width //= p.count("multiplier", 2)
+            blocks.append(("width", width))
+        elif name in STRIDES:
+            if name == "compress_all":
+                width //= p.count("multiplier", 1)
+            else:
+                p.must_be(multiplier=1, residual=False)
+            blocks.append(("up" if p.get("residual", False) else "plain_up", STRIDES[name], width))
+        else:
+            raise unknown_block(name, p)
+    return first, tuple(blocks)
+
+
+def vae_from_official(values):
+    """The "vae" object of an official header -> VAEConfig."""
+    fields = Fields(values, "the header's vae")
+    fields.must_be(_class_name="CausalVideoAutoencoder", dims=3, in_channels=3, out_channels=3, causal_decoder=False,
+                   norm_layer="pixel_norm", latent_log_var="uniform", use_quant_conv=False, scaling_factor=1.0,
+                   spatial_padding_mode="zeros", normalize_latent_channels=False)
+    encoder_width, encoder = encoder_from_official(fields)
+    decoder_width, decoder = decoder_from_official(fields)
+    return VAEConfig(fields.count("latent_channels"), fields.count("patch_size", 4), encoder_width, encoder,
+                     decoder_width, decoder, bool(fields.get("timestep_conditioning", False)))
+
+
+def whole_factor(a, b, block):
+    if a % b:
+        raise ValueError(f"the official format has no words for {block}: its widths are whole multiples")
+    return a // b
+
+
+def vae_to_official(config):
+    """VAEConfig -> the "vae" object. ValueError for a block that the official format has no words for."""
+    kinds = {stride: kind for kind, stride in STRIDES.items()}
+    encoder, decoder, width = [], [], config.encoder_width
+    for block in config.encoder_blocks:
+        kind, outputs = block[0], block[-1]
+        if kind == "res":
+            encoder.append(["res_x", {"num_layers": block[1]}])
+            continue
+        times = whole_factor(outputs, width, block)
+        if kind == "width":
+            encoder.append(["res_x_y", {"multiplier": times}])
+        elif kind == "down":
+            encoder.append([kinds[block[1]] + "_res", {"multiplier": times}])
+        elif kind == "stride" and times == 1:
+            encoder.append([kinds[block[1]], {}])
+        elif kind == "stride" and block[1] == (2, 2, 2):
+            encoder.append(["compress_all_x_y", {"multiplier": times}])
+        else:
+            raise ValueError(f"the official format has no words for {block} in an encoder")
+        width = outputs
+    width = config.decoder_width
+    for block in config.decoder_blocks:
+        kind, outputs = block[0], block[-1]
+        if kind in ("res", "noisy"):
+            decoder.append(["res_x", {"num_layers": block[1], "inject_noise": kind == "noisy"}])
+            continue
+        times = whole_factor(width, outputs, block)
+        if kind == "width":
+            decoder.append(["res_x_y", {"multiplier": times}])
+        elif kind in ("up", "plain_up") and block[1] == (2, 2, 2):
+            decoder.append(["compress_all", {"residual": kind == "up", "multiplier": times}])
+        elif kind == "plain_up" and times == 1:
+            decoder.append([kinds[block[1]], {}])
+        else:
+            raise ValueError(f"the official format has no words for {block} in a decoder")
+        width = outputs
+    return {"_class_name": "CausalVideoAutoencoder", "dims": 3, "in_channels": 3, "out_channels": 3,
+            "latent_channels": config.latent_channels, "encoder_blocks": encoder, "decoder_blocks": decoder[::-1],
+            "encoder_base_channels": config.encoder_width, "decoder_base_channels": width,
+            "patch_size": config.patch, "norm_layer": "pixel_norm", "latent_log_var": "uniform",
+            "use_quant_conv": False, "causal_decoder": False, "scaling_factor": 1.0,
+            "timestep_conditioning": config.timestep_conditioning}
+
+
+# --- The VAE of diffusers ---------------------------------------------------------------------------------
+
+DOWN_TYPES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2, 2, 2)}
+LATE = "LTXVideo095DownBlock3D"       # the down block of 0.9.5 and later; before it, LTXVideoDownBlock3D
+
+
+def same_length(where, side, count, **lists):
+    for name, values in lists.items():
+        if not isinstance(values, (list, tuple)) or len(values) < count:
+            raise ValueError(f"{where}: {name} has no {count} entries, one for every stage of the {side}")
+
+
+def encoder_from_diffusers(f):
+    """-> (first width, blocks, the name in diffusers of every block)."""
+    widths, types = f.get("block_out_channels", (128, 256, 512, 512)), f.get("down_block_types", None)
+    layers, scaled = f.get("layers_per_block", (4, 3, 3, 3, 4)), f.get("spatio_temporal_scaling", (True,) * 3 + (False,))
+    downs, types = f.get("downsample_type", ("conv",) * 4), types or ("LTXVideoDownBlock3D",) * 4
+    late = types[-1] == LATE
+    stages = len(widths) - late
+    same_length(f.where, "encoder", stages, down_block_types=types, spatio_temporal_scaling=scaled, downsample_type=downs)
+    same_length(f.where, "encoder", stages + 1, layers_per_block=layers)
+    blocks, names, width = [], [], widths[0]
+
+    def add(block, name):
+        blocks.append(block)
+        names.append(name)
+
+    for i in range(stages):
+        outputs, stage = widths[min(i + 1, len(widths) - 1)], f"encoder.down_blocks.{i}"
+        if layers[i]:
+            add(("res", layers[i]), stage)
+        if scaled[i] and types[i] == LATE and downs[i] in DOWN_TYPES:
+            add(("down", DOWN_TYPES[downs[i]], outputs), f"{stage}.downsamplers.0")
+        elif scaled[i] and (types[i] == "LTXVideoDownBlock3D" or downs[i] == "conv"):
+            add(("stride", (2, 2, 2), width), f"{stage}.downsamplers.0")
+        elif scaled[i] or types[i] not in (LATE, "LTXVideoDownBlock3D"):
+            raise ValueError(f"{f.where}: unknown down block {types[i]!r} of type {downs[i]!r}")
+        if types[i] == "LTXVideoDownBlock3D" and outputs != width:
+            add(("width", outputs), f"{stage}.conv_out")
+        width = outputs
+    if layers[stages]:
+        add(("res", layers[stages]), "encoder.mid_block")
+    return widths[0], tuple(blocks), names
+
+
+def decoder_from_diffusers(f):
+    """-> (first width, blocks, the name in diffusers of every block). Its lists are written shallow to deep."""
+    widths = f.get("decoder_block_out_channels", (128, 256, 512, 512))
+    stages = len(widths)
+    scaled = f.get("decoder_spatio_temporal_scaling", (True, True, True, False))
+    residual, factors = f.get("upsample_residual", (False,) * 4), f.get("upsample_factor", (1,) * 4)
+    layers, noisy = f.get("decoder_layers_per_block", (4, 3, 3, 3, 4)), f.get("decoder_inject_noise", (False,) * 5)
+    same_length(f.where, "decoder", stages, decoder_spatio_temporal_scaling=scaled, upsample_residual=residual,
+                upsample_factor=factors)
+    same_length(f.where, "decoder", stages + 1, decoder_layers_per_block=layers, decoder_inject_noise=noisy)
+    widths, scaled, residual, factors, layers, noisy = (
+        tuple(x)[::-1] for x in (widths, scaled, residual, factors, layers, noisy))
+    groups = [("noisy" if noise else "res", n) for n, noise in zip(layers, noisy)]
+    blocks, names, width = [], [], widths[0]
+
+    def add(block, name):
+        blocks.append(block)
+        names.append(name)
+
+    if layers[0]:
+        add(groups[0], "decoder.mid_block")
+    for i in range(stages):
+        inputs, outputs, stage = width // factors[i], widths[i] // factors[i], f"decoder.up_blocks.{i}"
+        if inputs != outputs and (factors[i] > 1 or f.get("timestep_conditioning", False)):
+            raise ValueError(f"{f.where}: decoder stage {i} narrows {inputs} to {outputs} channels beside its "
+                             "upsampling, which a decoder that is told t cannot")
+        if inputs != outputs:
+            add(("width", outputs), f"{stage}.conv_in")
+        if scaled[i]:
+            add(("up" if residual[i] else "plain_up", (2, 2, 2), outputs), f"{stage}.upsamplers.0")
+        if layers[i + 1]:
+            add(groups[i + 1], stage)
+        width = outputs
+    return widths[0], tuple(blocks), names
+
+
+def vae_from_diffusers(values):
+    """vae/config.json -> VAEConfig, and minltx's name of every block -> the name in diffusers.
+
+    Absent fields have diffusers' defaults, which are 0.9.0's.
+    """
+    f = Fields(values, "vae/config.json")
+    f.must_be(_class_name="AutoencoderKLLTXVideo", in_channels=3, out_channels=3, patch_size_t=1,
+              encoder_causal=True, decoder_causal=False, scaling_factor=1.0)
+    encoder_width, encoder, down = encoder_from_diffusers(f)
+    decoder_width, decoder, up = decoder_from_diffusers(f)
+    names = {f"encoder.down_blocks.{i}": name for i, name in enumerate(down)}
+    names |= {f"decoder.up_blocks.{i}": name for i, name in enumerate(up)}
+    return VAEConfig(f.count("latent_channels", 128), f.count("patch_size", 4), encoder_width, encoder,
+                     decoder_width, decoder, bool(f.get("timestep_conditioning", False))), names
+
+
+def stages_of(blocks, order):
+    """Cut a block list into stages of at most one block of each kind, in this order -> list of dictionaries."""
+    stages, last = [], len(order)
+    for block in blocks:
+        rank = next((i for i, kinds in enumerate(order) if block[0] in kinds), None)
+        if rank is None:
+            raise ValueError(f"diffusers has no words for the VAE block {block}")
+        if rank <= last:
+            stages.append({})
+        stages[-1][order[rank][0]], last = block, rank
+    return stages
+
+
+def vae_to_diffusers(config):
+    """VAEConfig -> vae/config.json. ValueError for a VAE that diffusers' classes cannot be."""
+    encoder, decoder = config.encoder_blocks, config.decoder_blocks
+    mid = encoder[-1][1] if encoder and encoder[-1][0] == "res" else 0
+    late = any(block[0] == "down" for block in encoder)
+    kinds = {stride: name for name, stride in DOWN_TYPES.items()}
+    stages = stages_of(encoder[:-1] if mid else encoder, (("res",), ("down", "stride"), ("width",)))
+    widths, downs = [config.encoder_width], []
+    for stage in stages:
+        changed = stage.get("width") or stage.get("down")
+        widths.append(changed[-1] if changed else widths[-1])
+        is_down = stage.get("down", ("",))[0] == "down"
+        downs.append(kinds.get(stage["down"][1], "?") if is_down else "conv")
+    first = decoder[0] if decoder and decoder[0][0] in ("res", "noisy") else ("res", 0)
+    ups = stages_of(decoder[1:] if first[1] else decoder, (("width",), ("up", "plain_up"), ("res", "noisy")))
+    groups = [first] + [stage.get("res", ("res", 0)) for stage in ups]
+    if config.timestep_conditioning and not all(n for _, n in groups):
+        raise ValueError("diffusers gives every stage of a decoder that is told t a time embedder: "
+                         "put residual blocks behind every upsampling")
+    width, up_widths, factors = config.decoder_width, [], []
+    for stage in ups:
+        width = stage["width"][-1] if "width" in stage else width
+        outputs = stage["up"][-1] if "up" in stage else width
+        factors.append(max(1, width // outputs))
+        up_widths.append(outputs * factors[-1])
+        width = outputs
+    fields = {
+        "_class_name": "AutoencoderKLLTXVideo", "in_channels": 3, "out_channels": 3,
+        "latent_channels": config.latent_channels, "patch_size": config.patch, "patch_size_t": 1,
+        "block_out_channels": widths if late else widths[:-1],
+        "down_block_types": [LATE if late else "LTXVideoDownBlock3D"] * len(stages),
+        "spatio_temporal_scaling": ["down" in stage for stage in stages], "downsample_type": downs,
+        "layers_per_block": [stage.get("res", ("res", 0))[1] for stage in stages] + [mid],
+        "decoder_block_out_channels": up_widths[::-1], "upsample_factor": factors[::-1],
+        "decoder_spatio_temporal_scaling": ["up" in stage for stage in ups][::-1],
+        "upsample_residual": [stage.get("up", ("",))[0] == "up" for stage in ups][::-1],
+        "decoder_layers_per_block": [n for _, n in groups][::-1],
+        "decoder_inject_noise": [name == "noisy" for name, _ in groups][::-1],
+        "timestep_conditioning": config.timestep_conditioning, "encoder_causal": True, "decoder_causal": False,
+        "scaling_factor": 1.0, "spatial_compression_ratio": config.stride[1],
+        "temporal_compression_ratio": config.stride[0]}
+    if config.stride[1] != config.stride[2] or vae_from_diffusers(fields)[0] != config:
+        raise ValueError("diffusers has no words for this VAE: it upsamples by (2, 2, 2) only, and knows "
+                         "strided convolutions or shortcuts, not both")
+    return fields
