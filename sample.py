@@ -1,12 +1,14 @@
-"""Write a video of what a caption says, with the small model that comes with the repository or the released one.
+"""Write a video of what a caption says, with the small model that comes with the repository
+or the released one.
 
     python sample.py "a red 7 moving left"
     python sample.py "a green 3 moving up" "a blue 8 moving right" --out two.png --seed 5
     python sample.py "a red 7 moving left" --image seven.png --out moved.gif
-    python sample.py "a lighthouse in a storm" --weights ltx-video-2b-v0.9.5.safetensors --text words.safetensors
+    python sample.py "a lighthouse in a storm" --weights ltx-video-2b-v0.9.5.safetensors
+        --text words.safetensors
 
-The toy's words are: a digit 0-9, a colour (red, green, blue, yellow, cyan, magenta) and a direction (left, right,
-up, down). Released weights take any prompt: embed it first with python -m minltx.pretrained.t5.
+The toy's words are: a digit 0-9, a colour (red, green, blue, yellow, cyan, magenta) and a direction
+(left, right, up, down). Released weights take any prompt: embed it first with python -m minltx.pretrained.t5.
 """
 
 import argparse
@@ -60,12 +62,13 @@ def options():
     add("--decode-t", type=float, help="the t that the decoder is told (default: the model's, 0.05)")
     add("--decode-noise", type=float, help="noise before decoding (default: the model's, 0.025)")
     add("--checkpoint", help="model.pt of a training run (default: the shipped one)")
-    add("--weights", metavar="FILE_OR_FOLDER", help="released weights: an official .safetensors file, or a diffusers "
-                                                    "folder")
+    add("--weights", metavar="FILE_OR_FOLDER",
+        help="released weights: an official .safetensors file, or a diffusers folder")
     add("--text", metavar="FILE", help="with --weights: the prompts' embeddings, from minltx.pretrained.t5")
     add("--t5", metavar="FOLDER", help="with --weights, instead of --text: T5 itself")
     add("--negative", help="with --weights: what to steer away from (default: the released words)")
-    add("--stg", type=float, help="with --weights: spatio-temporal guidance, 0 is none (default: the release's)")
+    add("--stg", type=float,
+        help="with --weights: spatio-temporal guidance, 0 is none (default: the release's)")
     add("--release", help="with --weights that do not say what they are: 0.9.0, 0.9.1, 0.9.5, 0.9.6-dev ...")
     add("--dtype", choices=("float32", "bfloat16"), help="with --weights (default: bfloat16 on a GPU)")
     add("--device", help="cpu, cuda or mps (default: cuda if there is one)")
@@ -122,8 +125,8 @@ def released(args, device):
     if args.t5:
         text, mask = encode_prompts(prompts, *load_t5(args.t5), sampling.text_tokens, sampling.lowercase)
     if text.shape[2] != model.config.dit.text_width:
-        raise ValueError(f"the embeddings are {text.shape[2]} wide and the model reads {model.config.dit.text_width}: "
-                         "embed the prompts with the T5 that belongs to it")
+        raise ValueError(f"the embeddings are {text.shape[2]} wide and the model reads "
+                         f"{model.config.dit.text_width}: embed the prompts with the T5 that belongs to it")
 
     def generate(prompts, seeds, size, steps, guidance, **more):
         rows = [args.prompts.index(prompt) for prompt in prompts]
@@ -137,8 +140,9 @@ def released(args, device):
 
 def sample(args):
     pictures.check_ending(args.out)
-    for name, low, high in (("steps", 1, 1000), ("seed", 0, 2**31), ("decode_t", 0, 1), ("decode_noise", 0, 1),
-                            ("guidance", 0, 100), ("fps", 0.001, 1000), ("change", 0, 1), ("stg", 0, 100)):
+    for name, low, high in (("steps", 1, 1000), ("seed", 0, 2**31), ("decode_t", 0, 1),
+                            ("decode_noise", 0, 1), ("guidance", 0, 100), ("fps", 0.001, 1000),
+                            ("change", 0, 1), ("stg", 0, 100)):
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} {value} is out of range: use {low} to {high}")
@@ -148,7 +152,8 @@ def sample(args):
     size = (size[0] if args.frames is None else args.frames, *(args.size or size[1:]))
     vae.latent_shape(*size)
     more = {"conditions": given_clips(args, *size[1:]), "fps": args.fps, "progress": bar}
-    more |= {name: value for name in ("decode_t", "decode_noise") if (value := getattr(args, name)) is not None}
+    more |= {name: value for name in ("decode_t", "decode_noise")
+             if (value := getattr(args, name)) is not None}
     if args.start:
         start = pictures.load_clip(args.start, *size[1:])
         if args.frames is None:
@@ -159,8 +164,8 @@ def sample(args):
             raise ValueError(f"{args.start} has {start.shape[2]} frames, not {size[0]}: leave out --frames")
     seeds, videos, each = [args.seed + i for i in range(len(args.prompts))], [], 1 if args.weights else BATCH
     for i in range(0, len(seeds), each):
-        videos.append(generate(args.prompts[i : i + each], seeds[i : i + each], size, args.steps, args.guidance,
-                               **more))
+        videos.append(generate(args.prompts[i : i + each], seeds[i : i + each], size, args.steps,
+                               args.guidance, **more))
     pictures.save_video(args.out, torch.cat(videos), args.prompts, args.fps or fps)
     print(f"{args.out}: {len(seeds)} of {size[0]} frames, {size[1]}x{size[2]}")
 

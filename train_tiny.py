@@ -67,9 +67,8 @@ TOY = Settings(ModelConfig(
     dit=DiTConfig(latent_channels=4, width=128, depth=6, heads=4, text_width=64, stride=(4, 8, 8))))
 
 LARGE = replace(TOY, model=replace(
-    TOY.model, data=DataConfig(size=64, digit_size=26, digits=2, speed=(8.0, 16.0)),
-    dit=replace(TOY.model.dit, width=192, heads=6)),
-    vae_phases=((1, 16, 300), (9, 6, 900), (17, 4, 400)), dit_batch=12, dit_steps=3600)
+    TOY.model, data=DataConfig(size=64, digit_size=26, digits=2, speed=(8.0, 16.0))),
+    vae_phases=((1, 16, 300), (9, 6, 900), (17, 4, 400)), dit_batch=12, dit_steps=3000)
 
 PRESETS = {"toy": TOY, "large": LARGE}
 VAE_STAGE, BANK, DIT_STAGE, EVALUATION = range(4)   # who draws random numbers, see `rng`
@@ -175,9 +174,9 @@ LAYOUTS = ("free", "start", "still", "free", "end", "free", "free", "still", "ke
 def batch_of_latents(model, data, bank, scenes, layout, settings, generator):
     """A training batch -> latents (B, C, f, h, w), their scenes, and the condition that goes with the layout.
 
-    "free": nothing is given; "still": images; "start": the first frame, or the first few latent ones, are given;
-    "keyframe": some later frame; "end": the last frames. The last two need the given frames encoded alone, so
-    their clips are new.
+    "free": nothing is given; "still": images; "start": the first frame, or the first few latent ones, are
+    given; "keyframe": some later frame; "end": the last frames. The last two need the given frames encoded
+    alone, so their clips are new.
     """
     device, B, c = bank.device, settings.dit_batch, model.config.data
     if layout in ("free", "still", "start"):
@@ -217,9 +216,9 @@ def dit_step(model, latent, captions, condition, settings, generator):
     clean, mask, coordinates = place([condition] if condition else [], latent, dit.config.stride, c.fps,
                                      dit.config.causal_time)
     clean = torch.cat([clean[:, : -f * h * w], flatten_latent(latent)], dim=1)             # (B, M+N, C)
-    times, moves = t[:, None], torch.ones_like(mask, dtype=torch.bool)                     # (B, 1), (1, N, 1)
+    times, moves = t[:, None], torch.ones_like(mask, dtype=torch.bool)                   # (B, 1), (1, N, 1)
     if condition:
-        times, moves = token_times(t[:, None, None], mask * strength)                      # (B, M+N), (B, M+N, 1)
+        times, moves = token_times(t[:, None, None], mask * strength)               # (B, M+N), (B, M+N, 1)
     noise = torch.randn(clean.shape, generator=generator).to(latent)
     text, text_mask = model.embed(captions)
     v = dit.forward_tokens(interpolate(clean, noise, times[..., None]), times, coordinates, text, text_mask)
@@ -239,7 +238,8 @@ def train_dit(run, model, data, latents, scenes, held_out):
     for step in run.steps("dit", settings.dit_steps):
         generator = rng(run.seed, DIT_STAGE, step)
         layout = LAYOUTS[step % len(LAYOUTS)]
-        latent, some, condition = batch_of_latents(model, data, latents, scenes, layout, settings, generator)
+        latent, some, condition = batch_of_latents(model, data, latents, scenes, layout, settings,
+                                                   generator)
         captions = [caption(s, layout == "still") for s in some]
         loss, t, error = dit_step(model, latent, captions, condition, settings, generator)
         run.update(loss, learning_rate(step, settings.dit_steps))
@@ -248,8 +248,8 @@ def train_dit(run, model, data, latents, scenes, held_out):
             run.log_by_t(t, error)
         if step % 100 == 99 or step == settings.dit_steps - 1:
             with run.averaged(), torch.no_grad():                           # always the same noise and times
-                loss, _, _ = dit_step(model, check, check_captions, None, replace(settings, caption_dropout=0.0),
-                                      rng(run.seed, EVALUATION, 0))
+                loss, _, _ = dit_step(model, check, check_captions, None,
+                                      replace(settings, caption_dropout=0.0), rng(run.seed, EVALUATION, 0))
             run.log("dit", step, validation=loss.item())
         run.save(step + 1, settings.dit_steps)
 

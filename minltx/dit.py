@@ -122,7 +122,8 @@ class DiT(nn.Module):
         for i, block in enumerate(self.blocks):
             if i in blind and mode == "transformer_block":
                 continue
-            h = block(h, text, text_mask, modulation, lambda x: rotate(x, cos, sin), mode if i in blind else None)
+            h = block(h, text, text_mask, modulation, lambda x: rotate(x, cos, sin),
+                      mode if i in blind else None)
         shift, scale = (self.scale_shift_table + time[:, :, None]).unbind(2)              # (B, 1 or N, D)
         h = F.layer_norm(h, (c.width,), eps=1e-6) * (1 + scale) + shift
         return self.proj_out(h)                                                           # (B, N, C)

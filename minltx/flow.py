@@ -74,7 +74,7 @@ def linear_quadratic_schedule(steps, threshold=0.025):
     if steps == 1:
         return torch.tensor([1.0, 0.0])
     i, linear = torch.arange(steps + 1, dtype=torch.float64), steps // 2
-    bend = (linear - threshold * steps) / (linear * (steps - linear) ** 2)      # so that nothing is left at last
+    bend = (linear - threshold * steps) / (linear * (steps - linear) ** 2)   # so that nothing is left at last
     return (1 - threshold * i / linear - bend * (i - linear).clamp(min=0) ** 2).float()
 
 

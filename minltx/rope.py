@@ -15,15 +15,15 @@ def latent_coordinates(grid, stride, fps, causal, device=None, frame=0):
 
     grid is (f, h, w); stride is (frames, rows, columns) per token. `causal` shifts the time of all frames but
     the first by one pixel frame back to where the VAE's first frame, a box of one frame only, put them
-    (SPEC 3.3). fps is frames per second of the pixels; ValueError if it is not positive. frame is the pixel frame
-    at which the clip begins.
+    (SPEC 3.3). fps is frames per second of the pixels; ValueError if it is not positive. frame is the pixel
+    frame at which the clip begins.
     """
     if not fps > 0:
         raise ValueError(f"fps must be positive, not {fps}")
     axes = [torch.arange(n, dtype=torch.float32, device=device) * s for n, s in zip(grid, stride)]
     if causal:
         axes[0] = (axes[0] + 1 - stride[0]).clamp(min=0)
-    axes[0] = (axes[0] + frame) * (1.0 / fps)      # the reciprocal in double precision: dividing gives other bits
+    axes[0] = (axes[0] + frame) * (1.0 / fps)  # the reciprocal in double precision: dividing gives other bits
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)                   # (3, N)
 
 
@@ -46,7 +46,8 @@ def rope_tables(coordinates, width, max_position, theta=10000.0):
 
 
 def rotate(x, cos, sin):
-    """Turn neighbouring channels: (a, b) -> (a cos - b sin, b cos + a sin); x (B, N, D), tables ([B,] N, D)."""
+    """Turn neighbouring channels: (a, b) -> (a cos - b sin, b cos + a sin); x (B, N, D),
+    tables ([B,] N, D)."""
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)                                    # (B, N, D/2) each
     cos, sin = cos[..., ::2], sin[..., ::2]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)

@@ -1,8 +1,8 @@
 """From noise to video: Euler steps down the velocity, guidance, conditions, a decoder that ends the job.
 
 One mask says what is given: strength 1 where a token is given, 0 where it is free, between where it may still
-change. A given token has its own, earlier time and does not move; that alone is image-to-video, keyframes, and
-extension at either end (SPEC 6). Unusual: the transformer's result is made slightly noisy again before
+change. A given token has its own, earlier time and does not move; that alone is image-to-video, keyframes,
+and extension at either end (SPEC 6). Unusual: the transformer's result is made slightly noisy again before
 decoding: the decoder was trained to remove the last noise.
 """
 
@@ -28,10 +28,10 @@ def token_times(t, strength):
 def euler(velocity, z, schedule, strength=None, renoise=None, before=None, progress=None):
     """Follow velocity(z, t) from schedule[0] down to schedule[-1] by Euler steps.
 
-    z (B, ..., C) at the first time; schedule (steps + 1,). strength, (1 or B, N, 1), gives every token its own
-    time and lets it move only when its turn comes, see `token_times`. velocity gets t as (B,) without a
-    strength and as (B or 1, N) with one. renoise(z), fresh noise of z's shape, makes the sampler stochastic: it
-    goes to the end of the path and back up (SPEC 5.1). before(z, t) -> z is called in front of every step;
+    z (B, ..., C) at the first time; schedule (steps + 1,). strength, (1 or B, N, 1), gives every token its
+    own time and lets it move only when its turn comes, see `token_times`. velocity gets t as (B,) without a
+    strength and as (B or 1, N) with one. renoise(z), fresh noise of z's shape, makes the sampler stochastic:
+    it goes to the end of the path and back up (SPEC 5.1). before(z, t) -> z is called in front of every step;
     progress wraps the iterator over steps, for instance tqdm.
     """
     steps = list(zip(schedule[:-1].tolist(), schedule[1:].tolist()))
@@ -50,7 +50,8 @@ def euler(velocity, z, schedule, strength=None, renoise=None, before=None, progr
 
 
 def draw(shape, generators, device=None):
-    """Standard normal noise (B, *shape), one generator per sample: a video does not depend on its neighbours."""
+    """Standard normal noise (B, *shape), one generator per sample:
+    a video does not depend on its neighbours."""
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
 
@@ -74,9 +75,9 @@ STG_MODES = ("attention_values", "attention_skip", "transformer_block")
 
 @dataclass(frozen=True)
 class Guidance:
-    """How far to steer, and away from what (SPEC 5.2). cfg: from no caption (1 and below: off, and the network
-    is asked once a step); stg: from a network that is blind in `stg_blocks` (0: off); rescale: how much of
-    the spread that STG added to take back (1: off, as released). ValueError for an unknown mode."""
+    """How far to steer, and away from what (SPEC 5.2). cfg: from no caption (1 and below: off, and the
+    network is asked once a step); stg: from a network that is blind in `stg_blocks` (0: off); rescale: how
+    much of the spread that STG added to take back (1: off, as released). ValueError for an unknown mode."""
 
     cfg: float = 1.0
     stg: float = 0.0
@@ -93,8 +94,8 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Condition:
-    """A given picture or clip: its normalised latent (1 or B, C, f, h, w), encoded alone; the pixel frame where
-    it starts; how strong it is, from 1 (kept as it is) to 0 (ignored)."""
+    """A given picture or clip: its normalised latent (1 or B, C, f, h, w), encoded alone; the pixel frame
+    where it starts; how strong it is, from 1 (kept as it is) to 0 (ignored)."""
 
     latent: torch.Tensor
     frame: int = 0
@@ -107,11 +108,11 @@ def check_condition(condition, grid, stride):
     f, *size = condition.latent.shape[2:]
     length = (f - 1) * st + 1
     if tuple(size) != tuple(grid[1:]):
-        raise ValueError(f"a condition of {size[0]}x{size[1]} latents does not fit a video of {grid[1]}x{grid[2]}: "
-                         "resize the picture to the video's size")
+        raise ValueError(f"a condition of {size[0]}x{size[1]} latents does not fit a video of "
+                         f"{grid[1]}x{grid[2]}: resize the picture to the video's size")
     if condition.frame < 0 or condition.frame + length > frames:
-        raise ValueError(f"a condition of {length} frames at frame {condition.frame} leaves a video of {frames}: "
-                         f"put it at 0 to {frames - length}" if length <= frames else
+        raise ValueError(f"a condition of {length} frames at frame {condition.frame} leaves a video of "
+                         f"{frames}: put it at 0 to {frames - length}" if length <= frames else
                          f"a condition of {length} frames is longer than the video of {frames}")
     if f > 1 and condition.frame % st:
         low = condition.frame // st * st
@@ -124,11 +125,11 @@ def check_condition(condition, grid, stride):
 def place(conditions, noise, stride, fps, causal_time):
     """Lay out the tokens of a video and of what is given -> clean, strength, coordinates (SPEC 6.2).
 
-    noise (B, C, f, h, w) says how large the video is. clean (B, M+N, C) holds the given latents (0 elsewhere),
-    strength (1, M+N, 1), coordinates (3, M+N).
-    A condition that starts at frame 0 lies in the grid itself. Later in the video no latent frame stands for one
-    pixel frame, as the first of a condition does; so its first two latent frames become M extra tokens in front
-    of the grid's N, with the coordinates of the frames they show, and only the rest lies in the grid.
+    noise (B, C, f, h, w) says how large the video is. clean (B, M+N, C) holds the given latents
+    (0 elsewhere), strength (1, M+N, 1), coordinates (3, M+N).
+    A condition that starts at frame 0 lies in the grid itself. Later in the video no latent frame stands for
+    one pixel frame, as the first of a condition does; so its first two latent frames become M extra tokens in
+    front of the grid's N, with the coordinates of the frames they show, and only the rest lies in the grid.
     """
     grid, device = tuple(noise.shape[2:]), noise.device
     clean, strength, parts = torch.zeros_like(noise), torch.zeros_like(noise[:1, :1]), []
@@ -154,17 +155,18 @@ def sample_latent(dit, noise, schedule, text, null_text=None, guidance=Guidance(
                   start=None, condition_noise=0.0, stochastic=False, generators=None, progress=None):
     """Noise (B, C, f, h, w) -> normalised latent of the same shape, float32.
 
-    text and null_text are pairs (B, L, width), mask (B, L), 1 = keep; null_text is needed for guidance.cfg > 1.
-    conditions are `Condition`s. start (B, C, f, h, w) is a latent to begin from, made noisy to schedule[0]:
-    video-to-video. condition_noise moves given tokens a little, by condition_noise * t^2, which brings
-    stills to life (SPEC 6.1). generators, one per sample, draw whatever noise is needed beyond `noise`.
+    text and null_text are pairs (B, L, width), mask (B, L), 1 = keep; null_text is needed for
+    guidance.cfg > 1. conditions are `Condition`s. start (B, C, f, h, w) is a latent to begin from, made noisy
+    to schedule[0]: video-to-video. condition_noise moves given tokens a little, by condition_noise * t^2,
+    which brings stills to life (SPEC 6.1). generators, one per sample, draw whatever noise is needed
+    beyond `noise`.
     """
     N, z = noise[0, 0].numel(), flatten_latent(noise)
     if start is not None:
         z = interpolate(flatten_latent(start), z, schedule[0].item())
     clean, strength, coordinates = place(conditions, noise, dit.config.stride, fps, dit.config.causal_time)
     if clean.shape[1] > N:
-        z = torch.cat([draw((clean.shape[1] - N, z.shape[2]), generators, z.device), z], dim=1)   # (B, M+N, C)
+        z = torch.cat([draw((clean.shape[1] - N, z.shape[2]), generators, z.device), z], dim=1)  # (B, M+N, C)
     z = torch.lerp(z, clean, strength)
 
     def move_given(z, t):
@@ -173,7 +175,7 @@ def sample_latent(dit, noise, schedule, text, null_text=None, guidance=Guidance(
 
     def velocity(z, t):
         def ask(words, perturb=None):
-            times = t[:, None] if t.ndim == 1 else t                                          # (B or 1, 1 or N)
+            times = t[:, None] if t.ndim == 1 else t                                        # (B or 1, 1 or N)
             return dit.forward_tokens(z.to(words[0].dtype), times, coordinates, *words, perturb).float()
 
         v = v_text = ask(text)
@@ -225,10 +227,11 @@ def generate(vae, dit, text, null_text, seeds, size, schedule, guidance, fps, co
         return vae.normalize(vae.encode(video.to(text[0]))[0]).float().expand(len(seeds), -1, -1, -1, -1)
 
     shape, device = vae.latent_shape(*size), text[0].device
-    generators = [torch.Generator().manual_seed(seed + 2**32) for seed in seeds]          # for all noise after
-    latent = sample_latent(dit, seeded_noise(shape, seeds).to(device), schedule, text, null_text, guidance, fps,
-                           [Condition(encode(video), *where) for video, *where in conditions],
+    generators = [torch.Generator().manual_seed(seed + 2**32) for seed in seeds]         # for all noise after
+    latent = sample_latent(dit, seeded_noise(shape, seeds).to(device), schedule, text, null_text, guidance,
+                           fps, [Condition(encode(video), *where) for video, *where in conditions],
                            None if start is None else encode(start), condition_noise, stochastic, generators,
                            progress)
     noise = draw(shape, generators, device)
-    return decode(vae, latent.to(text[0].dtype), decode_t, decode_noise, noise.to(text[0].dtype), None, mix_raw)
+    return decode(vae, latent.to(text[0].dtype), decode_t, decode_noise, noise.to(text[0].dtype), None,
+                  mix_raw)

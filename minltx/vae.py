@@ -162,7 +162,7 @@ class Upsample(nn.Module):
         self.repeats = box * outputs // inputs if shortcut else 0
 
     def forward(self, x):
-        up = depth_to_space(self.conv(x), self.stride)                                    # (B, outputs, F, H, W)
+        up = depth_to_space(self.conv(x), self.stride)                                 # (B, outputs, F, H, W)
         if self.repeats:
             up = up + depth_to_space(x, self.stride).repeat(1, self.repeats, 1, 1, 1)
         return up[:, :, 1:] if self.stride[0] == 2 else up   # undo the frame that Downsample put in front

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from minltx.flow import (flow_loss, interpolate, linear_quadratic_schedule, predict_x0, sample_t, schedule_from,
-                         shift_mu, shifted_schedule, velocity)
+from minltx.flow import (flow_loss, interpolate, linear_quadratic_schedule, predict_x0, sample_t,
+                         schedule_from, shift_mu, shifted_schedule, velocity)
 from minltx.sampler import euler, guide, seeded_noise
 
 
@@ -84,7 +84,8 @@ def test_linear_quadratic_steps_spend_half_on_the_first_noise(steps):
 
 def test_the_rest_of_a_schedule():
     schedule = torch.tensor([1.0, 0.8, 0.5, 0.0])
-    for t, rest in ((1.0, [1.0, 0.8, 0.5, 0.0]), (0.8, [0.8, 0.5, 0.0]), (0.6, [0.6, 0.5, 0.0]), (0.1, [0.1, 0.0])):
+    for t, rest in ((1.0, [1.0, 0.8, 0.5, 0.0]), (0.8, [0.8, 0.5, 0.0]), (0.6, [0.6, 0.5, 0.0]),
+                    (0.1, [0.1, 0.0])):
         torch.testing.assert_close(schedule_from(schedule, t), torch.tensor(rest))
 
 

@@ -1,7 +1,7 @@
 """The same numbers as an independent implementation, diffusers, from the same random weights (SPEC 12).
 
-Every norm weight, table and scale is random, or errors would hide behind ones and zeros. Skipped where diffusers
-is not installed; the project's own CI installs it.
+Every norm weight, table and scale is random, or errors would hide behind ones and zeros. Skipped where
+diffusers is not installed; the project's own CI installs it.
 """
 
 import math
@@ -36,9 +36,11 @@ def folders(tmp_path_factory):
 def open_in_diffusers(path):
     """-> (transformer, vae), having checked that diffusers missed nothing and ignored nothing."""
     opened = []
-    for cls, part in ((diffusers.LTXVideoTransformer3DModel, "transformer"), (diffusers.AutoencoderKLLTXVideo, "vae")):
+    for cls, part in ((diffusers.LTXVideoTransformer3DModel, "transformer"),
+                      (diffusers.AutoencoderKLLTXVideo, "vae")):
         network, info = cls.from_pretrained(path, subfolder=part, output_loading_info=True)
-        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys",
+                                               "error_msgs"))
         opened.append(network.eval())
     return opened
 
@@ -46,8 +48,8 @@ def open_in_diffusers(path):
 def scheduler():
     """The scheduler of 0.9.0's and 0.9.1's folders on the hub (SPEC 4.3)."""
     return diffusers.FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, shift_terminal=0.1, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024,
-        max_image_seq_len=4096)
+        use_dynamic_shifting=True, shift_terminal=0.1, base_shift=0.95, max_shift=2.05,
+        base_image_seq_len=1024, max_image_seq_len=4096)
 
 
 def close(a, b, atol=1e-5):
@@ -158,8 +160,10 @@ def test_round_trip_from_diffusers_and_back(folders, tmp_path, version):
     save_pretrained(model, second)
     again = open_in_diffusers(second)
     for network, copy in zip((transformer, vae), again):
-        assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), copy.state_dict().values()))
-        known = {k for k in network.config if not k.startswith("_")} & {k for k in copy.config if not k.startswith("_")}
+        assert all(torch.equal(a, b)
+                   for a, b in zip(network.state_dict().values(), copy.state_dict().values()))
+        known = ({k for k in network.config if not k.startswith("_")}
+                 & {k for k in copy.config if not k.startswith("_")})
         assert all(tuplish(network.config[k]) == tuplish(copy.config[k]) for k in known
                    if k not in ("spatial_compression_ratio", "temporal_compression_ratio"))
 
@@ -192,7 +196,8 @@ def test_every_released_vae_has_words_in_diffusers():
 
 # --- Sampling ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("steps, grid", [(20, (16, 16, 24)), (40, (16, 15, 22)), (8, (3, 4, 4)), (50, (8, 8, 8))])
+@pytest.mark.parametrize("steps, grid", [(20, (16, 16, 24)), (40, (16, 15, 22)), (8, (3, 4, 4)),
+                                         (50, (8, 8, 8))])
 def test_shifted_schedule(steps, grid):
     theirs, tokens = scheduler(), math.prod(grid)
     mu = diffusers.pipelines.ltx.pipeline_ltx.calculate_shift(tokens, 1024, 4096, 0.95, 2.05)
@@ -217,15 +222,16 @@ def words():
     text, null = torch.randn(2, 2, 6, 32).unbind(0)
     masks = torch.tensor([[1.0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]), torch.tensor([[1.0, 0, 0, 0, 0, 0]] * 2)
     given = dict(prompt_embeds=text, prompt_attention_mask=masks[0], negative_prompt_embeds=null,
-                 negative_prompt_attention_mask=masks[1], height=96, width=128, num_frames=17, num_inference_steps=8,
-                 guidance_scale=3.0, frame_rate=25, output_type="latent")
+                 negative_prompt_attention_mask=masks[1], height=96, width=128, num_frames=17,
+                 num_inference_steps=8, guidance_scale=3.0, frame_rate=25, output_type="latent")
     return (text, masks[0]), (null, masks[1]), given
 
 
 @pytest.mark.parametrize("image_to_video", [False, True])
 @torch.no_grad()
 def test_a_whole_sampling_run(folders, image_to_video):
-    """8 steps of the shifted schedule with guidance, as 0.9.0 and 0.9.1 sample, from the same injected latent."""
+    """8 steps of the shifted schedule with guidance, as 0.9.0 and 0.9.1 sample,
+    from the same injected latent."""
     model, transformer, vae, _ = folders["0.9.1"]
     text, null, given = words()
     noise, image = torch.randn(2, 8, 3, 3, 4), torch.rand(2, 3, 1, 96, 128) * 2 - 1
@@ -242,31 +248,35 @@ def test_a_whole_sampling_run(folders, image_to_video):
 
 @torch.no_grad()
 def test_a_whole_run_with_every_kind_of_condition(folders, monkeypatch):
-    """As 0.9.5 samples: linear-quadratic, causal time; a first frame, a soft keyframe and a clip at the end."""
+    """As 0.9.5 samples: linear-quadratic, causal time;
+    a first frame, a soft keyframe and a clip at the end."""
     module = diffusers.pipelines.ltx.pipeline_ltx_condition
-    monkeypatch.setattr(module, "retrieve_latents", lambda output, **_: output.latent_dist.mode())  # not a sample of it
+    monkeypatch.setattr(module, "retrieve_latents",
+                        lambda output, **_: output.latent_dist.mode())  # not a sample of it
     model, transformer, vae, _ = folders["0.9.5"]
     text, null, given = words()
     given.update(num_frames=33, prompt_embeds=text[0][:1], negative_prompt_embeds=null[0][:1],
                  prompt_attention_mask=text[1][:1], negative_prompt_attention_mask=null[1][:1])
     videos = [(torch.rand(1, 3, n, 96, 128) * 2 - 1, frame, strength)
               for n, frame, strength in ((1, 0, 1.0), (1, 5, 0.6), (17, 16, 1.0))]
-    pipe = pipeline(diffusers.LTXConditionPipeline, transformer, vae, diffusers.FlowMatchEulerDiscreteScheduler())
+    pipe = pipeline(diffusers.LTXConditionPipeline, transformer, vae,
+                    diffusers.FlowMatchEulerDiscreteScheduler())
     monkeypatch.setattr(pipe.video_processor, "preprocess_video", lambda video, *_, **__: video)
     conditions = [module.LTXVideoCondition(video=video, frame_index=frame, strength=strength)
                   for video, frame, strength in videos]
-    theirs = pipe(conditions=conditions, image_cond_noise_scale=0.0, generator=torch.Generator().manual_seed(4),
-                  **given).frames
+    theirs = pipe(conditions=conditions, image_cond_noise_scale=0.0,
+                  generator=torch.Generator().manual_seed(4), **given).frames
     generator = torch.Generator().manual_seed(4)
     noise = torch.randn(1, 8, 5, 3, 4, generator=generator)
     normalised = [Condition(model.vae.normalize(model.vae.encode(video)[0]), frame, strength)
                   for video, frame, strength in videos]
 
-    # The extra tokens' noise, in the order in which diffusers draws it: condition by condition, as (B, C, f, h, w).
+    # The extra tokens' noise, in the order in which diffusers draws it: condition by condition,
+    # as (B, C, f, h, w).
     more = [flatten_latent(torch.randn(1, 8, f, 3, 4, generator=generator)) for f in (1, 2)]
     monkeypatch.setattr("minltx.sampler.draw", lambda shape, generators, device=None: torch.cat(more, dim=1))
-    ours = sample_latent(model.dit, noise, model.schedule(8), (text[0][:1], text[1][:1]), (null[0][:1], null[1][:1]),
-                         Guidance(3.0), 25, normalised)
+    ours = sample_latent(model.dit, noise, model.schedule(8), (text[0][:1], text[1][:1]),
+                         (null[0][:1], null[1][:1]), Guidance(3.0), 25, normalised)
     close(flatten_latent(ours), flatten_latent(theirs) if theirs.ndim == 5 else theirs, atol=1e-4)
 
 

@@ -1,4 +1,5 @@
-"""Released files: official ones written here in the layout of SPEC 9, broken ones of every kind, T5, and sample.py."""
+"""Released files: official ones written here in the layout of SPEC 9, broken ones of every kind,
+T5, and sample.py."""
 
 import json
 import os
@@ -28,65 +29,74 @@ TRANSFORMER = {
     "in_channels": 8, "out_channels": 8, "cross_attention_dim": 64, "caption_channels": 32, "norm_eps": 1e-6,
     "qk_norm": "rms_norm", "standardization_norm": "rms_norm", "norm_elementwise_affine": False,
     "activation_fn": "gelu-approximate", "positional_embedding_theta": 10000.0,
-    "positional_embedding_max_pos": [20, 2048, 2048], "timestep_scale_multiplier": 1000, "attention_type": "default",
-    "dropout": 0.0, "upcast_attention": False}
-COMMON = {"_class_name": "CausalVideoAutoencoder", "dims": 3, "in_channels": 3, "out_channels": 3, "latent_channels": 8,
-          "patch_size": 4, "norm_layer": "pixel_norm", "latent_log_var": "uniform", "use_quant_conv": False,
-          "causal_decoder": False, "scaling_factor": 1.0}
+    "positional_embedding_max_pos": [20, 2048, 2048], "timestep_scale_multiplier": 1000,
+    "attention_type": "default", "dropout": 0.0, "upcast_attention": False}
+COMMON = {"_class_name": "CausalVideoAutoencoder", "dims": 3, "in_channels": 3, "out_channels": 3,
+          "latent_channels": 8, "patch_size": 4, "norm_layer": "pixel_norm", "latent_log_var": "uniform",
+          "use_quant_conv": False, "causal_decoder": False, "scaling_factor": 1.0}
 UP = ["compress_all", {"residual": True, "multiplier": 2}]
 OLD = [["res_x", 2], ["compress_all", 1], ["res_x_y", {"multiplier": 2}], ["res_x", 2], ["compress_all", 1],
        ["res_x_y", {}], ["res_x", {"num_layers": 2}], ["compress_all", 1], ["res_x", 2], ["res_x", 2]]
 HEADERS = {
     "0.9.0": {"vae": {**COMMON, "blocks": OLD, "encoder_base_channels": 8, "decoder_base_channels": 8},
-              "transformer": TRANSFORMER, "scheduler": {"_class_name": "RectifiedFlowScheduler", "shifting": "SD3",
-                                                        "target_shift_terminal": 0.1, "num_train_timesteps": 1000}},
+              "transformer": TRANSFORMER,
+              "scheduler": {"_class_name": "RectifiedFlowScheduler", "shifting": "SD3",
+                            "target_shift_terminal": 0.1, "num_train_timesteps": 1000}},
     "0.9.1": {"vae": {**COMMON, "encoder_blocks": OLD, "encoder_base_channels": 8, "decoder_base_channels": 8,
                       "timestep_conditioning": True, "decoder_blocks": [
                           ["res_x", {"num_layers": 3, "inject_noise": True}], UP,
                           ["res_x", {"num_layers": 3, "inject_noise": True}], UP,
                           ["res_x", {"num_layers": 4, "inject_noise": True}], UP,
                           ["res_x", {"num_layers": 4, "inject_noise": False}]]},
-              "transformer": TRANSFORMER, "scheduler": {"_class_name": "RectifiedFlowScheduler", "sampler": "Uniform",
-                                                        "shifting": "SD3", "target_shift_terminal": None}},
-    "0.9.5": {"vae": {**COMMON, "encoder_base_channels": 8, "decoder_base_channels": 8, "timestep_conditioning": True,
-                      "encoder_blocks": [["res_x", 2], ["compress_space_res", {"multiplier": 2}], ["res_x", 1],
-                                         ["compress_time_res", {"multiplier": 2}], ["res_x", 1],
-                                         ["compress_all_res", {}], ["res_x", 1],
-                                         ["compress_all_res", {"multiplier": 2}], ["res_x", {"num_layers": 1}]],
+              "transformer": TRANSFORMER,
+              "scheduler": {"_class_name": "RectifiedFlowScheduler", "sampler": "Uniform",
+                            "shifting": "SD3", "target_shift_terminal": None}},
+    "0.9.5": {"vae": {**COMMON, "encoder_base_channels": 8, "decoder_base_channels": 8,
+                      "timestep_conditioning": True,
+                      "encoder_blocks": [["res_x", 2], ["compress_space_res", {"multiplier": 2}],
+                                         ["res_x", 1], ["compress_time_res", {"multiplier": 2}],
+                                         ["res_x", 1], ["compress_all_res", {}],
+                                         ["res_x", 1], ["compress_all_res", {"multiplier": 2}],
+                                         ["res_x", {"num_layers": 1}]],
                       "decoder_blocks": [["res_x", 1], UP, ["res_x", 2], UP, ["res_x", 1], UP, ["res_x", 2]]},
               "transformer": {**TRANSFORMER, "causal_temporal_positioning": True},
-              "scheduler": {"_class_name": "RectifiedFlowScheduler", "sampler": "LinearQuadratic", "shifting": None}},
+              "scheduler": {"_class_name": "RectifiedFlowScheduler", "sampler": "LinearQuadratic",
+                            "shifting": None}},
 }
 # The tables of SPEC 9.4, written out: block k of an official file -> where diffusers keeps it.
 OLD_ENCODER = ["down_blocks.0", "down_blocks.0.downsamplers.0", "down_blocks.0.conv_out", "down_blocks.1",
                "down_blocks.1.downsamplers.0", "down_blocks.1.conv_out", "down_blocks.2",
                "down_blocks.2.downsamplers.0", "down_blocks.3", "mid_block"]
-NEW_ENCODER = ["down_blocks.0", "down_blocks.0.downsamplers.0", "down_blocks.1", "down_blocks.1.downsamplers.0",
-               "down_blocks.2", "down_blocks.2.downsamplers.0", "down_blocks.3", "down_blocks.3.downsamplers.0",
-               "mid_block"]
+NEW_ENCODER = ["down_blocks.0", "down_blocks.0.downsamplers.0", "down_blocks.1",
+               "down_blocks.1.downsamplers.0", "down_blocks.2", "down_blocks.2.downsamplers.0",
+               "down_blocks.3", "down_blocks.3.downsamplers.0", "mid_block"]
 OLD_DECODER = ["mid_block", "up_blocks.0", "up_blocks.1.upsamplers.0", "up_blocks.1", "up_blocks.2.conv_in",
                "up_blocks.2.upsamplers.0", "up_blocks.2", "up_blocks.3.conv_in", "up_blocks.3.upsamplers.0",
                "up_blocks.3"]
-NEW_DECODER = ["mid_block", "up_blocks.0.upsamplers.0", "up_blocks.0", "up_blocks.1.upsamplers.0", "up_blocks.1",
-               "up_blocks.2.upsamplers.0", "up_blocks.2"]
-BLOCKS = {"0.9.0": (OLD_ENCODER, OLD_DECODER), "0.9.1": (OLD_ENCODER, NEW_DECODER), "0.9.5": (NEW_ENCODER, NEW_DECODER)}
+NEW_DECODER = ["mid_block", "up_blocks.0.upsamplers.0", "up_blocks.0", "up_blocks.1.upsamplers.0",
+               "up_blocks.1", "up_blocks.2.upsamplers.0", "up_blocks.2"]
+BLOCKS = {"0.9.0": (OLD_ENCODER, OLD_DECODER), "0.9.1": (OLD_ENCODER, NEW_DECODER),
+          "0.9.5": (NEW_ENCODER, NEW_DECODER)}
 
 
 def official_tensors(folder, version):
     """A diffusers folder's weights under the official names, by the tables of SPEC 9.2 to 9.4."""
     tensors = {}
-    for name, tensor in safetensors.load_file(folder / "transformer/diffusion_pytorch_model.safetensors").items():
-        for new, old in (("proj_in.", "patchify_proj."), ("time_embed.", "adaln_single."), (".norm_q.", ".q_norm."),
-                         (".norm_k.", ".k_norm.")):
-            name = name.replace(new, old) if not name.startswith("transformer_blocks") or new[0] == "." else name
+    for name, tensor in safetensors.load_file(
+            folder / "transformer/diffusion_pytorch_model.safetensors").items():
+        for new, old in (("proj_in.", "patchify_proj."), ("time_embed.", "adaln_single."),
+                         (".norm_q.", ".q_norm."), (".norm_k.", ".k_norm.")):
+            name = (name.replace(new, old) if not name.startswith("transformer_blocks") or new[0] == "."
+                    else name)
         tensors["model.diffusion_model." + name] = tensor
     for name, tensor in safetensors.load_file(folder / "vae/diffusion_pytorch_model.safetensors").items():
         name = {"latents_mean": "per_channel_statistics.mean-of-means",
                 "latents_std": "per_channel_statistics.std-of-means",
                 "decoder.scale_shift_table": "decoder.last_scale_shift_table"}.get(name, name)
         name = name.replace("decoder.time_embedder", "decoder.last_time_embedder")
-        for side, official, places in zip(("encoder", "decoder"), ("down_blocks", "up_blocks"), BLOCKS[version]):
-            for k, place in sorted(enumerate(places), key=lambda pair: -len(pair[1])):      # most specific first
+        for side, official, places in zip(("encoder", "decoder"), ("down_blocks", "up_blocks"),
+                                          BLOCKS[version]):
+            for k, place in sorted(enumerate(places), key=lambda pair: -len(pair[1])):   # most specific first
                 if name.startswith(f"{side}.{place}."):
                     name = f"{side}.{official}.{k}." + name[len(f"{side}.{place}."):]
                     break
@@ -103,7 +113,8 @@ def files(request, tmp_path_factory):
     version, path = request.param, tmp_path_factory.mktemp("files")
     save_pretrained(release(version), path / "folder")
     tensors = official_tensors(path / "folder", version)
-    safetensors.save_file(tensors, path / "ltx.safetensors", metadata={"config": json.dumps(HEADERS[version])})
+    safetensors.save_file(tensors, path / "ltx.safetensors",
+                          metadata={"config": json.dumps(HEADERS[version])})
     return version, path / "folder", path / "ltx.safetensors"
 
 
@@ -145,7 +156,8 @@ def test_what_a_header_says_about_sampling(files, tmp_path):
     assert sampling.text_tokens == (256 if version == "0.9.5" else 128)
     assert sampling.lowercase == (version != "0.9.5")
     distilled = {**HEADERS[version], "allowed_inference_steps": [1.0, 0.9, 0.4]}
-    safetensors.save_file(safetensors.load_file(file), tmp_path / "d.safetensors", {"config": json.dumps(distilled)})
+    safetensors.save_file(safetensors.load_file(file), tmp_path / "d.safetensors",
+                          {"config": json.dumps(distilled)})
     model = load_pretrained(tmp_path / "d.safetensors")
     torch.testing.assert_close(model.schedule(tokens=48), torch.tensor([1.0, 0.9, 0.4, 0.0]))
     assert model.config.sampling.stochastic and model.config.sampling.guidance == Guidance()
@@ -175,7 +187,8 @@ def test_releases_have_the_counted_parameters():
 
 
 def test_a_header_less_file_is_named_by_its_release(tmp_path, monkeypatch):
-    tiny = RELEASES["0.9.5"].__class__(DiTConfig(8, 64, 3, 4, 32, (8, 32, 32)), VAES["0.9.5"], SamplingConfig())
+    tiny = RELEASES["0.9.5"].__class__(DiTConfig(8, 64, 3, 4, 32, (8, 32, 32)), VAES["0.9.5"],
+                                       SamplingConfig())
     monkeypatch.setitem(RELEASES, "0.9.5", tiny)
     save_pretrained(release("0.9.5"), tmp_path / "a.safetensors")
     safetensors.save_file(safetensors.load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
@@ -223,7 +236,8 @@ FILE_FAULTS = {
     "header a list": (lambda f: changed(f, metadata={"config": "[1]"}), "not an object"),
     "no vae": (lambda f: changed(f, {"vae": None}), "lacks the field 'vae'"),
     "no transformer": (lambda f: changed(f, {"transformer": None}), "lacks the field 'transformer'"),
-    "another class": (lambda f: changed(f, {"vae._class_name": "VideoAutoencoder9"}), "_class_name is 'VideoAutoencoder9'"),
+    "another class": (lambda f: changed(f, {"vae._class_name": "VideoAutoencoder9"}),
+                      "_class_name is 'VideoAutoencoder9'"),
     "unknown block": (lambda f: changed(f, {"vae.encoder_blocks": [["attn_res_x", 2]]}), "block attn_res_x"),
     "no block": (lambda f: changed(f, {"vae.encoder_blocks": [7]}), "7 is not a block"),
     "causal decoder": (lambda f: changed(f, {"vae.causal_decoder": True}), "causal_decoder is True"),
@@ -231,12 +245,16 @@ FILE_FAULTS = {
     "depth in words": (lambda f: changed(f, {"transformer.num_layers": "three"}), "num_layers is 'three'"),
     "other channels": (lambda f: changed(f, {"vae.latent_channels": 16}), "8 latent channels and the VAE 16"),
     "unknown sampler": (lambda f: changed(f, {"scheduler.sampler": "Magic"}), "sampler is 'Magic'"),
-    "decoder of another size": (lambda f: changed(f, {"vae.decoder_blocks": [["res_x", 1]]}), "undo the strides"),
+    "decoder of another size": (lambda f: changed(f, {"vae.decoder_blocks": [["res_x", 1]]}),
+                                "undo the strides"),
     "missing tensor": (lambda f: changed(f, tensors={Q: None}), f"lacks {Q}"),
-    "left-over tensor": (lambda f: changed(f, tensors={"vae.extra": torch.zeros(2)}), "no place for: vae.extra"),
+    "left-over tensor": (lambda f: changed(f, tensors={"vae.extra": torch.zeros(2)}),
+                         "no place for: vae.extra"),
     "misshapen tensor": (lambda f: changed(f, tensors={Q: torch.zeros(64, 63)}), "has the shape (64, 63)"),
-    "integers": (lambda f: changed(f, tensors={Q: torch.zeros(64, 64, dtype=torch.int8)}), "holds torch.int8"),
-    "one layer too few": (lambda f: changed(f, {"transformer.num_layers": 2}), "no place for: model.diffusion_model"),
+    "integers": (lambda f: changed(f, tensors={Q: torch.zeros(64, 64, dtype=torch.int8)}),
+                 "holds torch.int8"),
+    "one layer too few": (lambda f: changed(f, {"transformer.num_layers": 2}),
+                          "no place for: model.diffusion_model"),
 }
 
 
@@ -286,16 +304,19 @@ FOLDER_FAULTS = {
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "no folder scheduler"),
     "no config": (lambda f: (f / "vae/config.json").unlink(), "config.json is missing"),
     "config no JSON": (lambda f: (f / "transformer/config.json").write_text("{"), "not readable as JSON"),
-    "no weights": (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), "no diffusion_pytorch_model"),
+    "no weights": (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(),
+                   "no diffusion_pytorch_model"),
     "pickles": (only_pickles, "a pickle, which could execute code"),
     "shard missing": (lambda f: shard(f, {"weight_map": {"x": "gone.safetensors"}}), "no file"),
     "index without map": (lambda f: shard(f, {"metadata": {}}), "no weight_map"),
     "tensor twice": (twice, "for a second time"),
     "another VAE": (lambda f: rewrite(f / "vae/config.json", _class_name="AutoencoderKL"), "'AutoencoderKL'"),
     "lists too short": (lambda f: rewrite(f / "vae/config.json", layers_per_block=[1]), "layers_per_block"),
-    "another transformer": (lambda f: rewrite(f / "transformer/config.json", norm_eps=1e-5), "norm_eps is 1e-05"),
+    "another transformer": (lambda f: rewrite(f / "transformer/config.json", norm_eps=1e-5),
+                            "norm_eps is 1e-05"),
     "heads missing": (lambda f: (f / "transformer/config.json").write_text("{}"), "'num_attention_heads'"),
-    "another scheduler": (lambda f: rewrite(f / "scheduler/scheduler_config.json", _class_name="DDIM"), "'DDIM'"),
+    "another scheduler": (lambda f: rewrite(f / "scheduler/scheduler_config.json", _class_name="DDIM"),
+                          "'DDIM'"),
 }
 
 
@@ -335,7 +356,7 @@ def test_a_model_is_never_held_twice(tiny_files, tmp_path):
 import re, threading, time, torch
 from pathlib import Path
 from minltx.pretrained import load_pretrained
-load_pretrained({str(tiny_files / 'ltx.safetensors')!r})                    # imports what torch needs for this
+load_pretrained({str(tiny_files/'ltx.safetensors')!r})                    # imports what torch needs for this
 def private():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024
 before, peak, done = private(), [0], []
@@ -382,8 +403,9 @@ def test_the_shipped_toy_opens_in_diffusers(tmp_path):
     same_toy(toy, load_pretrained(tmp_path))
     dit = diffusers.LTXVideoTransformer3DModel.from_pretrained(tmp_path, subfolder="transformer")
     vae = diffusers.AutoencoderKLLTXVideo.from_pretrained(tmp_path, subfolder="vae")
-    latent, t, (text, mask) = torch.randn(1, 4, 5, 4, 4), torch.tensor([0.6]), toy.embed(["a blue 3 moving up"])
-    frames = torch.tensor([0, 1, 5, 9, 13]) / 16                   # stride 4: the first latent frame is one frame
+    latent, t, (text, mask) = (torch.randn(1, 4, 5, 4, 4), torch.tensor([0.6]),
+                               toy.embed(["a blue 3 moving up"]))
+    frames = torch.tensor([0, 1, 5, 9, 13]) / 16               # stride 4: the first latent frame is one frame
     where = torch.stack(torch.meshgrid(frames, torch.arange(4) * 8.0, torch.arange(4) * 8.0, indexing="ij"))
     theirs = dit(latent.flatten(2).mT, text, 1000 * t, mask, video_coords=where.flatten(1)[None]).sample
     ours = toy.dit(latent, t, text, mask, fps=16.0)
@@ -406,7 +428,8 @@ def test_what_a_format_has_no_words_for_is_refused(tmp_path):
         save_pretrained(by_frames, tmp_path / "folder")
     with pytest.raises(ValueError, match="official format has no words"):
         save_pretrained(by_frames, tmp_path / "a.safetensors")
-    slow = LTXVideo(ReleaseConfig(DiTConfig(8, 64, 1, 4, 32, (8, 32, 32), theta=100.0), VAES["0.9.5"], SamplingConfig()))
+    slow = LTXVideo(ReleaseConfig(DiTConfig(8, 64, 1, 4, 32, (8, 32, 32), theta=100.0), VAES["0.9.5"],
+                                  SamplingConfig()))
     with pytest.raises(ValueError, match="RoPE at theta 10000"):
         save_pretrained(slow, tmp_path / "folder")
     save_pretrained(slow, tmp_path / "slow.safetensors")
@@ -427,12 +450,12 @@ def t5(tmp_path_factory):
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>",
-                                                unk_token="<unk>")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>",
+                                                eos_token="</s>", unk_token="<unk>")
     fast.save_pretrained(folder / "tokenizer")
     torch.manual_seed(0)
-    config = transformers.T5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-                                   feed_forward_proj="gated-gelu")
+    config = transformers.T5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2,
+                                   num_heads=4, feed_forward_proj="gated-gelu")
     transformers.T5EncoderModel(config).save_pretrained(folder / "text_encoder")
     return folder
 
@@ -450,7 +473,8 @@ def test_prompts_are_padded_masked_and_kept(t5, tmp_path):
     assert (lower - alone).abs().max() > 1e-4
     save_embeddings(tmp_path / "w.safetensors", prompts, text, mask)
     kept = load_embeddings(tmp_path / "w.safetensors", prompts[::-1])
-    assert torch.equal(kept[0], text.flip(0)) and torch.equal(kept[1], mask.flip(0)) and kept[2] == prompts[::-1]
+    assert (torch.equal(kept[0], text.flip(0)) and torch.equal(kept[1], mask.flip(0))
+            and kept[2] == prompts[::-1])
     with pytest.raises(ValueError, match="does not hold 'a ship'"):
         load_embeddings(tmp_path / "w.safetensors", ["a ship"])
 
@@ -463,7 +487,8 @@ def test_embeddings_are_those_of_diffusers(t5, tiny_files, masked):
     cls = diffusers.LTXConditionPipeline if masked else diffusers.LTXPipeline
     pipe = cls(scheduler=None, vae=None, text_encoder=encoder, tokenizer=tokenizer, transformer=None)
     prompts = ["a lighthouse in the storm", "storm"]
-    theirs = pipe._get_t5_prompt_embeds(prompt=prompts, max_sequence_length=12, device="cpu", dtype=torch.float32)
+    theirs = pipe._get_t5_prompt_embeds(prompt=prompts, max_sequence_length=12, device="cpu",
+                                        dtype=torch.float32)
     ours = encode_prompts(prompts, tokenizer, encoder, tokens=12, mask_in_encoder=masked)
     torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-6)
     assert torch.equal(ours[1].bool(), theirs[1].bool())
@@ -477,8 +502,8 @@ def test_the_three_commands_of_the_readme(t5, tiny_files, tmp_path, capsys):
 
     words, out = tmp_path / "words.safetensors", tmp_path / "a.npz"
     assert program.main([str(t5), "a lighthouse in a storm", "the storm", "--out", str(words)]) == 0
-    options = ["--weights", str(tiny_files / "ltx.safetensors"), "--text", str(words), "--size", "64x96", "--frames",
-               "9", "--steps", "2", "--out", str(out)]
+    options = ["--weights", str(tiny_files / "ltx.safetensors"), "--text", str(words), "--size", "64x96",
+               "--frames", "9", "--steps", "2", "--out", str(out)]
     assert sample.main(["a lighthouse in a storm", "the storm", *options]) == 0
     import numpy as np
     frames = np.load(out)["frames"]

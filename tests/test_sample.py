@@ -18,6 +18,9 @@ from minltx.workshop.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
 ROOT = Path(__file__).parents[1]
 
 
+PICTURE = str(ROOT / "docs" / "decoder.png")
+
+
 def frames_of(path):
     with np.load(path, allow_pickle=False) as file:
         return file["frames"], list(file["prompts"])
@@ -68,6 +71,26 @@ def test_image_to_video_starts_with_the_picture_and_follows_the_caption(tmp_path
     assert metrics.read_direction(track[0], 3.0) == "left"
 
 
+def test_clips_are_extended_held_to_a_keyframe_and_changed(tmp_path):
+    """What sample.py wrote can be given back to it: each result is near the original where it should be."""
+    def run(name, *options):
+        path = tmp_path / name
+        assert sample.main(["a red 7 moving left", "--seed", "3", "--out", str(path), *options]) == 0
+        return frames_of(path)[0][0].astype(float)
+
+    whole = run("whole.npz")
+    np.savez(tmp_path / "half.npz", frames=whole[None, :9].astype(np.uint8), prompts=["half"])
+    Image.fromarray(whole[16].astype(np.uint8)).save(tmp_path / "last.png")
+    other = run("other.npz", "--seed", "8")
+    far = lambda a, b: np.abs(a - b).mean()
+    extended = run("extended.npz", "--seed", "8", "--given", str(tmp_path / "half.npz"), "0")
+    assert far(extended[:9], whole[:9]) < 0.3 * far(other[:9], whole[:9])
+    held = run("held.npz", "--seed", "8", "--given", str(tmp_path / "last.png"), "16")
+    assert far(held[16], whole[16]) < 0.5 * far(other[16], whole[16])
+    changed = run("changed.npz", "--seed", "8", "--start", str(tmp_path / "whole.npz"), "--change", "0.4")
+    assert far(changed, whole) < 0.5 * far(other, whole)
+
+
 @pytest.mark.parametrize("options, shape", [(["--frames", "9"], (9, 32, 32)),
                                             (["--frames", "1"], (1, 32, 32)),
                                             (["--size", "32x48", "--frames", "25"], (25, 32, 48))])
@@ -98,16 +121,26 @@ def broken_checkpoint(tmp_path, kind):
     (["a purple 7 moving left"], "unknown word 'purple': the toy knows only: a, and, moving, red"),
     (["a red 7 moving left and a blue 3 moving up"], "more than 1 digit"),
     (["a <pad> 7"], "unknown word '<pad>'"),
-    (["a red 7 moving left", "--frames", "10"], "9 or 17"),
-    (["a red 7 moving left", "--frames", "0"], "1 or 9"),
+    (["a red 7 moving left", "--frames", "10"], "9 or 13"),
+    (["a red 7 moving left", "--frames", "0"], "1 or 5"),
     (["a red 7 moving left", "--size", "30"], "24 or 32"),
     (["a red 7 moving left", "--size", "big"], "not a size"),
     (["a red 7 moving left", "--steps", "0"], "use 1 to 1000"),
     (["a red 7 moving left", "--seed", "99999999999999999999999"], "out of range"),
-    (["a red 7 moving left", "--size", "0", "--image", str(ROOT / "docs" / "decoder.png")], "8 or 16"),
+    (["a red 7 moving left", "--size", "0", "--image", PICTURE], "8 or 16"),
     (["a red 7 moving left", "--out", "x.avi"], ".gif, .png, .npz, .mp4"),
     (["a red 7 moving left", "--image", "absent.png"], "cannot read absent.png"),
     (["a red 7 moving left", "--image", str(ROOT / "README.md")], "as a picture"),
+    (["a red 7 moving left", "--given", "absent.npz", "4"], "cannot read absent.npz"),
+    (["a red 7 moving left", "--given", PICTURE], "write FILE FRAME"),
+    (["a red 7 moving left", "--given", PICTURE, "two"], "write FILE FRAME"),
+    (["a red 7 moving left", "--given", PICTURE, "17"], "put it at 0 to 16"),
+    (["a red 7 moving left", "--given", PICTURE, "4", "2"], "use 0 to 1"),
+    (["a red 7 moving left", "--start", "absent.npz"], "cannot read absent.npz"),
+    (["a red 7 moving left", "--start", PICTURE, "--frames", "17"], "has 1 frames, not 17"),
+    (["a red 7 moving left", "--change", "1.5"], "use 0 to 1"),
+    (["a red 7 moving left", "--weights", "absent.safetensors", "--text", "absent.safetensors"],
+     "no file absent"),
     (["a red 7 moving left", "--checkpoint", "absent.pt"], "no checkpoint absent.pt"),
     (["a red 7 moving left", "--checkpoint", "text"], "not a checkpoint"),
     (["a red 7 moving left", "--checkpoint", "truncated"], "not a checkpoint"),

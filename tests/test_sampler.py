@@ -7,7 +7,8 @@ import torch
 
 from minltx.dit import DiT, DiTConfig, flatten_latent
 from minltx.rope import latent_coordinates
-from minltx.sampler import STG_MODES, Condition, Guidance, check_condition, decode, place, sample_latent, token_times
+from minltx.sampler import (STG_MODES, Condition, Guidance, check_condition, decode, place, sample_latent,
+                            token_times)
 
 STRIDE, FPS = (8, 16, 16), 20.0
 
@@ -17,8 +18,8 @@ def words(batch, value):
 
 
 class Recorder:
-    """A transformer that heads for `target` where the caption is 1, for 0 where it is the null one, -1, and, where it
-    is made blind, for `blind`. It takes the last tokens for the video's."""
+    """A transformer that heads for `target` where the caption is 1, for 0 where it is the null one, -1, and,
+    where it is made blind, for `blind`. It takes the last tokens for the video's."""
 
     config = SimpleNamespace(stride=STRIDE, causal_time=True)
 
@@ -76,7 +77,7 @@ def test_conditions_of_every_kind_hold_to_their_strength():
     torch.manual_seed(0)
     given, noise = torch.randn(1, 4, 2, 2, 2), torch.randn(1, 4, 3, 2, 2)
     still = Recorder(noise)
-    still.forward_tokens = lambda z, *_: torch.zeros_like(z)            # nothing moves: the start stays to be seen
+    still.forward_tokens = lambda z, *_: torch.zeros_like(z)       # nothing moves: the start stays to be seen
     for strength in (0.0, 0.3, 1.0):
         out = sample_latent(still, noise, SCHEDULE, words(1, 1.0), conditions=[Condition(given, 0, strength)])
         torch.testing.assert_close(out[:, :, :2], (1 - strength) * noise[:, :, :2] + strength * given)
@@ -86,7 +87,8 @@ def test_conditions_of_every_kind_hold_to_their_strength():
 def test_times_and_turns_of_soft_tokens():
     strength = torch.tensor([0.0, 0.4, 1.0]).view(1, 3, 1)
     times, moves = token_times(0.8, strength)
-    assert times.tolist() == [pytest.approx([0.8, 0.6, 0.0])] and moves.flatten().tolist() == [True, False, False]
+    assert (times.tolist() == [pytest.approx([0.8, 0.6, 0.0])]
+            and moves.flatten().tolist() == [True, False, False])
     times, moves = token_times(torch.tensor([0.9, 0.6]).view(2, 1, 1), strength)
     assert times.tolist() == [pytest.approx([0.9, 0.6, 0.0]), pytest.approx([0.6, 0.6, 0.0])]
     assert moves[:, :, 0].tolist() == [[True, False, False], [True, True, False]]
@@ -110,7 +112,8 @@ def test_noise_on_conditions_shrinks_with_t_squared_and_spares_soft_ones():
 
 @pytest.mark.parametrize("condition, says", [
     (dict(frame=17), "put it at 0 to 16"), (dict(frame=-1), "put it at 0 to 16"),
-    (dict(frame=5, frames=2), "use a multiple of 8, for instance 0 or 8"), (dict(frames=4), "longer than the video"),
+    (dict(frame=5, frames=2), "use a multiple of 8, for instance 0 or 8"),
+    (dict(frames=4), "longer than the video"),
     (dict(size=(3, 2)), "resize the picture"), (dict(strength=1.5), "use 0 to 1")])
 def test_impossible_conditions_name_the_fix(condition, says):
     latent = torch.zeros(1, 4, condition.pop("frames", 1), *condition.pop("size", (2, 2)))
@@ -142,11 +145,12 @@ def test_guidance_asks_only_what_it_needs():
 
 @pytest.mark.parametrize("rescale", [1.0, 0.7, 0.0])
 def test_one_step_of_guidance_is_the_formula(rescale):
-    """v = v_null + g (v_text - v_null) + s (v_text - v_blind), then its spread is pulled to v_text's (SPEC 5.2)."""
+    """v = v_null + g (v_text - v_null) + s (v_text - v_blind),
+    then its spread is pulled to v_text's (SPEC 5.2)."""
     torch.manual_seed(0)
     target, blind, noise = torch.randn(3, 2, 4, 3, 2, 2)
-    out = sample_latent(Recorder(target, blind), noise, torch.tensor([1.0, 0.0]), words(2, 1.0), words(2, -1.0),
-                        Guidance(3.0, 0.8, (19,), rescale=rescale))
+    out = sample_latent(Recorder(target, blind), noise, torch.tensor([1.0, 0.0]), words(2, 1.0),
+                        words(2, -1.0), Guidance(3.0, 0.8, (19,), rescale=rescale))
     v_text, v_null, v_blind = noise - target, noise, noise - blind
     v = v_null + 3.0 * (v_text - v_null) + 0.8 * (v_text - v_blind)
     for b in range(2):

@@ -117,7 +117,8 @@ def spied(model, latent, captions, condition, settings, seed=0):
         return seen["v"]
 
     model.dit.forward_tokens = spy
-    loss, t, _ = train_tiny.dit_step(model, latent, captions, condition, settings, torch.Generator().manual_seed(seed))
+    loss, t, _ = train_tiny.dit_step(model, latent, captions, condition, settings,
+                                     torch.Generator().manual_seed(seed))
     loss.backward()
     del model.dit.forward_tokens
     return seen, t
@@ -153,17 +154,20 @@ def test_soft_conditions_train_on_what_the_sampler_shows():
     assert abs(noise.std() - 1) < 0.2
 
 
-@pytest.mark.parametrize("layout, frames", [("free", 3), ("still", 1), ("start", 3), ("keyframe", 3), ("end", 3)])
+@pytest.mark.parametrize("layout, frames", [("free", 3), ("still", 1), ("start", 3), ("keyframe", 3),
+                                            ("end", 3)])
 def test_layouts_of_a_batch(layout, frames):
     model, latent, _ = batch()
     data = MovingDigits(*draw_digits(50, 0), SMALL.model.data)
     scenes = [data.choose(1, torch.Generator().manual_seed(i))[0] for i in range(4)]
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
-        latents, some, condition = train_tiny.batch_of_latents(model, data, latent, scenes, layout, SMALL, generator)
+        latents, some, condition = train_tiny.batch_of_latents(model, data, latent, scenes, layout, SMALL,
+                                                               generator)
         assert latents.shape[2] == frames and len(some) == len(latents) and not latents.requires_grad
         if layout == "start":
-            assert torch.equal(condition.latent, latents[:, :, : condition.latent.shape[2]]) and condition.frame == 0
+            assert (torch.equal(condition.latent, latents[:, :, : condition.latent.shape[2]])
+                    and condition.frame == 0)
         elif layout == "keyframe":
             assert condition.latent.shape[2] == 1 and 1 <= condition.frame <= 8
         elif layout == "end":

@@ -13,8 +13,8 @@ TINY = VAEConfig(latent_channels=4, encoder_width=8, decoder_width=16,
                  decoder_blocks=(("res", 1), ("up", (2, 1, 1), 16), ("up", (2, 2, 2), 8), ("res", 1),
                                  ("up", (2, 1, 1), 8)))
 # As 0.9.1 is built: strided convolutions, blocks that change the width, noise injection.
-EARLY = replace(TINY, encoder_blocks=(("res", 1), ("stride", (2, 2, 2), 8), ("width", 16), ("stride", (2, 1, 1), 16),
-                                      ("stride", (2, 1, 1), 24)),
+EARLY = replace(TINY, encoder_blocks=(("res", 1), ("stride", (2, 2, 2), 8), ("width", 16),
+                                      ("stride", (2, 1, 1), 16), ("stride", (2, 1, 1), 24)),
                 decoder_blocks=(("noisy", 1), ("width", 24), ("plain_up", (2, 1, 1), 8), ("noisy", 1),
                                 ("up", (2, 2, 2), 8), ("plain_up", (2, 1, 1), 8)))
 

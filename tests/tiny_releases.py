@@ -10,8 +10,9 @@ from minltx.pretrained.releases import EARLY, VAE_090, VAE_091, ReleaseConfig, S
 from minltx.sampler import Guidance
 from minltx.vae import VAEConfig
 
-VAE_LATE = VAEConfig(8, 4, 8, (("res", 2), ("down", (1, 2, 2), 16), ("res", 1), ("down", (2, 1, 1), 32), ("res", 1),
-                               ("down", (2, 2, 2), 64), ("res", 1), ("down", (2, 2, 2), 128), ("res", 1)),
+VAE_LATE = VAEConfig(8, 4, 8, (("res", 2), ("down", (1, 2, 2), 16), ("res", 1), ("down", (2, 1, 1), 32),
+                               ("res", 1), ("down", (2, 2, 2), 64), ("res", 1), ("down", (2, 2, 2), 128),
+                               ("res", 1)),
                      64, (("res", 2), ("up", (2, 2, 2), 32), ("res", 1), ("up", (2, 2, 2), 16), ("res", 2),
                           ("up", (2, 2, 2), 8), ("res", 1)))
 
@@ -24,7 +25,8 @@ def narrow(blocks, by, layers=lambda n: (n + 1) // 2):
 
 def narrowed(config, by=16, latents=8):
     return VAEConfig(latents, 4, config.encoder_width // by, narrow(config.encoder_blocks, by),
-                     config.decoder_width // by, narrow(config.decoder_blocks, by), config.timestep_conditioning)
+                     config.decoder_width // by, narrow(config.decoder_blocks, by),
+                     config.timestep_conditioning)
 
 
 VAES = {"0.9.0": narrowed(VAE_090), "0.9.1": narrowed(VAE_091), "0.9.5": VAE_LATE}

@@ -18,9 +18,9 @@ from torch import nn
 from minltx.dit import DiT, DiTConfig
 from minltx.flow import linear_quadratic_schedule, schedule_from, shifted_schedule
 from minltx.pretrained import names, store
-from minltx.pretrained.releases import (DISTILLED, EARLY, RELEASES, Fields, ReleaseConfig, SamplingConfig, dit_config,
-                                        dit_fields, vae_from_diffusers, vae_from_official, vae_to_diffusers,
-                                        vae_to_official)
+from minltx.pretrained.releases import (DISTILLED, EARLY, RELEASES, Fields, ReleaseConfig, SamplingConfig,
+                                        dit_config, dit_fields, vae_from_diffusers, vae_from_official,
+                                        vae_to_diffusers, vae_to_official)
 from minltx.sampler import Guidance, generate
 from minltx.vae import VideoVAE
 
@@ -36,7 +36,8 @@ class LTXVideo(nn.Module):
         self.dit, self.vae = DiT(config.dit), VideoVAE(config.vae)
 
     def schedule(self, steps=None, tokens=0):
-        """The release's times (steps + 1,). ValueError if a distilled model is asked for other steps than its own."""
+        """The release's times (steps + 1,).
+        ValueError if a distilled model is asked for other steps than its own."""
         c = self.config.sampling
         if c.times:
             if steps not in (None, len(c.times)):
@@ -51,20 +52,24 @@ class LTXVideo(nn.Module):
 
     @torch.no_grad()
     def generate(self, text, null_text=None, seeds=(0,), size=None, steps=None, guidance=None, fps=None,
-                 conditions=(), start=None, strength=1.0, condition_noise=None, stochastic=None, decode_t=None,
-                 decode_noise=None, mix_raw=False, progress=None):
-        """text = (B, L, text width), mask (B, L) and as many seeds -> video (B, 3, F, H, W) in [-1, 1], on the CPU.
+                 conditions=(), start=None, strength=1.0, condition_noise=None, stochastic=None,
+                 decode_t=None, decode_noise=None, mix_raw=False, progress=None):
+        """text = (B, L, text width), mask (B, L) and as many seeds -> video (B, 3, F, H, W) in [-1, 1],
+        on the CPU.
 
-        null_text, the negative prompt's pair, is needed where guidance.cfg > 1. size is (frames, height, width).
-        conditions are (video (1 or B, 3, F', H, W), frame where it starts, strength); start is a video to
-        change, made noisy to the time `strength`. What is None is as the release has it (`config.sampling`).
-        ValueError for illegal sizes, steps and conditions.
+        null_text, the negative prompt's pair, is needed where guidance.cfg > 1. size is
+        (frames, height, width). conditions are (video (1 or B, 3, F', H, W), frame where it starts,
+        strength); start is a video to change, made noisy to the time `strength`. What is None is as the
+        release has it (`config.sampling`). ValueError for illegal sizes, steps and conditions.
         """
-        c, device, dtype = self.config.sampling, self.dit.proj_out.weight.device, self.dit.proj_out.weight.dtype
+        c, device, dtype = (self.config.sampling, self.dit.proj_out.weight.device,
+                            self.dit.proj_out.weight.dtype)
         guidance = c.guidance if guidance is None else guidance
         if guidance.cfg > 1 and null_text is None:
-            raise ValueError("guidance needs null_text, the embedding of the negative prompt: give it, or set cfg to 1")
-        pairs = [None if pair is None else (pair[0].to(device, dtype).expand(len(seeds), -1, -1), pair[1].to(device))
+            raise ValueError("guidance needs null_text, the embedding of the negative prompt: give it, "
+                             "or set cfg to 1")
+        pairs = [None if pair is None else
+                 (pair[0].to(device, dtype).expand(len(seeds), -1, -1), pair[1].to(device))
                  for pair in (text, null_text)]
         size = size or c.size
         schedule = self.schedule(steps, math.prod(self.vae.latent_shape(*size)[1:]))
@@ -73,8 +78,9 @@ class LTXVideo(nn.Module):
         chosen = {name: getattr(c, name) if value is None else value for name, value in (
             ("condition_noise", condition_noise), ("stochastic", stochastic), ("decode_t", decode_t),
             ("decode_noise", decode_noise))}
-        return generate(self.vae, self.dit, *pairs, seeds, size, schedule, guidance, c.fps if fps is None else fps,
-                        conditions, start, mix_raw=mix_raw, progress=progress, **chosen).float().cpu()
+        return generate(self.vae, self.dit, *pairs, seeds, size, schedule, guidance,
+                        c.fps if fps is None else fps, conditions, start, mix_raw=mix_raw,
+                        progress=progress, **chosen).float().cpu()
 
 
 # --- Loading ----------------------------------------------------------------------------------------------
@@ -82,10 +88,11 @@ class LTXVideo(nn.Module):
 def load_pretrained(path, dtype=None, device="cpu", causal_time=None, release=None):
     """An official single file (.safetensors) or a diffusers folder, of any size that it states -> LTXVideo.
 
-    dtype defaults to float32 on a CPU and bfloat16 elsewhere. causal_time overrides whether RoPE knows that the
-    first latent frame is one pixel frame (None: as the file says, SPEC 3.4). release, a name in RELEASES, says what
-    an official file without metadata is. ValueError, one sentence, for whatever is missing, left over, misshapen,
-    cut off, foreign or unknown; needs the package safetensors. No code in a file is executed.
+    dtype defaults to float32 on a CPU and bfloat16 elsewhere. causal_time overrides whether RoPE knows that
+    the first latent frame is one pixel frame (None: as the file says, SPEC 3.4). release, a name in RELEASES,
+    says what an official file without metadata is. ValueError, one sentence, for whatever is missing, left
+    over, misshapen, cut off, foreign or unknown; needs the package safetensors.
+    No code in a file is executed.
     """
     path, device = Path(path), torch.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
@@ -99,7 +106,8 @@ def load_pretrained(path, dtype=None, device="cpu", causal_time=None, release=No
     model = empty_model(config, causal_time)
     where, known = store.locate([path]), names.official_names(model.dit, model.vae)
     for part in ("dit", "vae"):
-        store.fill(getattr(model, part), {k: v for (p, k), v in known.items() if p == part}, where, dtype, device, path)
+        store.fill(getattr(model, part), {k: v for (p, k), v in known.items() if p == part},
+                   where, dtype, device, path)
     store.refuse_left_over(where, [*known.values(), *names.UNUSED_STATISTICS], path)
     return model.eval()
 
@@ -151,7 +159,8 @@ def load_folder(path, dtype, device, causal_time):
     """A diffusers folder: transformer/, vae/ and scheduler/."""
     for part in ("transformer", "vae", "scheduler"):
         if not (path / part).is_dir():
-            raise ValueError(f"{path} has no folder {part}: a diffusers folder holds transformer, vae and scheduler")
+            raise ValueError(f"{path} has no folder {part}: "
+                             "a diffusers folder holds transformer, vae and scheduler")
     vae, blocks = vae_from_diffusers(store.read_json(path / "vae" / "config.json"))
     own = store.read_json(path / "minltx.json") if (path / "minltx.json").exists() else {}
     late = any(block[0] == "down" for block in vae.encoder_blocks)      # diffusers goes by the VAE, so do we
@@ -160,10 +169,11 @@ def load_folder(path, dtype, device, causal_time):
                      vae, known)
     scheduler = Fields(store.read_json(path / "scheduler" / "scheduler_config.json"), "scheduler_config.json")
     scheduler.must_be(_class_name="FlowMatchEulerDiscreteScheduler", num_train_timesteps=1000)
-    schedule = "linear_quadratic" if late else "shifted" if scheduler.get("use_dynamic_shifting", False) else "uniform"
+    schedule = ("linear_quadratic" if late else
+                "shifted" if scheduler.get("use_dynamic_shifting", False) else "uniform")
     if schedule == "shifted":
-        scheduler.must_be(time_shift_type="exponential", base_shift=0.95, max_shift=2.05, base_image_seq_len=1024,
-                          max_image_seq_len=4096)
+        scheduler.must_be(time_shift_type="exponential", base_shift=0.95, max_shift=2.05,
+                          base_image_seq_len=1024, max_image_seq_len=4096)
     sampling = sampling_for(known, dit.depth, vae.timestep_conditioning, schedule=schedule,
                             terminal=scheduler.get("shift_terminal", None) or None,
                             stochastic=bool(scheduler.get("stochastic_sampling", False)))
@@ -191,12 +201,12 @@ def sampling_from(values):
 # --- Saving -----------------------------------------------------------------------------------------------
 
 def save_pretrained(model, path):
-    """Write a model (LTXVideo, or a trained ToyModel) as an official single file (a path that ends in .safetensors) or
-    as a diffusers folder (any other path), whole or not at all.
+    """Write a model (LTXVideo, or a trained ToyModel) as an official single file
+    (a path that ends in .safetensors) or as a diffusers folder (any other path), whole or not at all.
 
-    A toy's caption encoder goes into neither: keep its own checkpoint. A folder also gets minltx.json, which holds what
-    diffusers has no words for: the causal first frame of RoPE and how to sample. ValueError if the format cannot
-    say what the model is.
+    A toy's caption encoder goes into neither: keep its own checkpoint. A folder also gets minltx.json, which
+    holds what diffusers has no words for: the causal first frame of RoPE and how to sample. ValueError if the
+    format cannot say what the model is.
     """
     path, config = Path(path), model.config
     if not isinstance(config, ReleaseConfig):
@@ -208,8 +218,9 @@ def save_pretrained(model, path):
         return save_official(model, config, path)
     standard = DiTConfig()
     if (config.dit.theta, config.dit.max_position) != (standard.theta, standard.max_position):
-        raise ValueError(f"diffusers fixes RoPE at theta {standard.theta:g} and {standard.max_position}; this model has "
-                         f"{config.dit.theta:g} and {config.dit.max_position}: save it as a .safetensors file")
+        raise ValueError(f"diffusers fixes RoPE at theta {standard.theta:g} and {standard.max_position}; "
+                         f"this model has {config.dit.theta:g} and {config.dit.max_position}: "
+                         "save it as a .safetensors file")
     vae = vae_to_diffusers(config.vae)
     blocks, s = vae_from_diffusers(vae)[1], config.sampling
     transformer = {"_class_name": "LTXVideoTransformer3DModel", "patch_size": 1, "patch_size_t": 1,
@@ -235,14 +246,16 @@ def save_official(model, config, path):
     """One .safetensors file with the config in its header (SPEC 9.6)."""
     s = config.sampling
     header = {
-        "transformer": {"_class_name": "Transformer3DModel", "qk_norm": "rms_norm", "standardization_norm": "rms_norm",
-                        "positional_embedding_theta": config.dit.theta,
-                        "positional_embedding_max_pos": config.dit.max_position, "timestep_scale_multiplier": 1000,
+        "transformer": {"_class_name": "Transformer3DModel", "qk_norm": "rms_norm",
+                        "standardization_norm": "rms_norm", "positional_embedding_theta": config.dit.theta,
+                        "positional_embedding_max_pos": config.dit.max_position,
+                        "timestep_scale_multiplier": 1000,
                         "causal_temporal_positioning": config.dit.causal_time, **dit_fields(config.dit)},
         "vae": vae_to_official(config.vae),
         "scheduler": {"_class_name": "RectifiedFlowScheduler", "num_train_timesteps": 1000,
                       "sampler": "LinearQuadratic" if s.schedule == "linear_quadratic" else "Uniform",
-                      "shifting": "SD3" if s.schedule == "shifted" else None, "target_shift_terminal": s.terminal}}
+                      "shifting": "SD3" if s.schedule == "shifted" else None,
+                      "target_shift_terminal": s.terminal}}
     if s.times:
         header["allowed_inference_steps"] = s.times
     weights = {("dit", k): v for k, v in model.dit.state_dict().items()}

@@ -3,12 +3,15 @@
 import re
 
 OFFICIAL_DIT = [
-    (r"^time_embedder\.", "adaln_single.emb.timestep_embedder."), (r"^time_modulation\.", "adaln_single.linear."),
+    (r"^time_embedder\.", "adaln_single.emb.timestep_embedder."),
+    (r"^time_modulation\.", "adaln_single.linear."),
     (r"^caption_projection\.0\.", "caption_projection.linear_1."),
     (r"^caption_projection\.2\.", "caption_projection.linear_2."), (r"^blocks\.", "transformer_blocks."),
-    (r"\.to_out\.", ".to_out.0."), (r"\.ff\.linear_1\.", ".ff.net.0.proj."), (r"\.ff\.linear_2\.", ".ff.net.2.")]
+    (r"\.to_out\.", ".to_out.0."), (r"\.ff\.linear_1\.", ".ff.net.0.proj."),
+    (r"\.ff\.linear_2\.", ".ff.net.2.")]
 DIFFUSERS_DIT = OFFICIAL_DIT + [
-    (r"^patchify_proj\.", "proj_in."), (r"^adaln_single\.", "time_embed."), (r"\.([qk])_norm\.", r".norm_\1.")]
+    (r"^patchify_proj\.", "proj_in."), (r"^adaln_single\.", "time_embed."),
+    (r"\.([qk])_norm\.", r".norm_\1.")]
 OFFICIAL_VAE = [
     (r"^latent_mean$", "per_channel_statistics.mean-of-means"),
     (r"^latent_std$", "per_channel_statistics.std-of-means"), (r"\.norm3\.", ".norm3.norm."),

@@ -1,8 +1,8 @@
 """What the released 2 B checkpoints say about themselves, as minltx configs, and back.
 
 Three languages describe one model: minltx's dataclasses, the JSON in the header of an official single file
-(SPEC 9.6), and the config.json files of a diffusers folder (SPEC 1.8). The VAE's is translated block by block. What a
-file says and minltx cannot do is an error with the field's name, never a guess.
+(SPEC 9.6), and the config.json files of a diffusers folder (SPEC 1.8). The VAE's is translated block by
+block. What a file says and minltx cannot do is an error with the field's name, never a guess.
 """
 
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a release samples (SPEC 4, 5.3). `schedule` is "shifted" (stretched to `terminal`, None: not at all),
-    "linear_quadratic" or "uniform"; `times` is a distilled model's fixed list, which goes before it; size is
-    (frames, height, width) in pixels."""
+    """How a release samples (SPEC 4, 5.3). `schedule` is "shifted" (stretched to `terminal`, None: not at
+    all), "linear_quadratic" or "uniform"; `times` is a distilled model's fixed list, which goes before it;
+    size is (frames, height, width) in pixels."""
 
     schedule: str = "linear_quadratic"
     terminal: float | None = None
@@ -59,12 +59,13 @@ VAE_091 = replace(
                     ("up", (2, 2, 2), 128), ("noisy", 5)))
 VAE_095 = VAEConfig()
 
-EARLY = SamplingConfig(schedule="shifted", terminal=0.1, text_tokens=128, lowercase=True, size=(121, 480, 704),
-                       fps=25.0)
+EARLY = SamplingConfig(schedule="shifted", terminal=0.1, text_tokens=128, lowercase=True,
+                       size=(121, 480, 704), fps=25.0)
 DISTILLED = SamplingConfig(times=(1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219), steps=8,
                            guidance=Guidance(), stochastic=True)
 RELEASES = {
-    "0.9.0": ReleaseConfig(DiTConfig(causal_time=False), VAE_090, replace(EARLY, condition_noise=0.0, decode_noise=0.0)),
+    "0.9.0": ReleaseConfig(DiTConfig(causal_time=False), VAE_090,
+                           replace(EARLY, condition_noise=0.0, decode_noise=0.0)),
     "0.9.1": ReleaseConfig(DiTConfig(causal_time=False), VAE_091, EARLY),
     "0.9.5": ReleaseConfig(DiTConfig(), VAE_095, SamplingConfig()),
     "0.9.6-dev": ReleaseConfig(DiTConfig(), VAE_095, SamplingConfig()),
@@ -111,19 +112,20 @@ def dit_config(fields, vae, causal_time):
         _class_name=("Transformer3DModel", "LTXVideoTransformer3DModel"), activation_fn="gelu-approximate",
         qk_norm=("rms_norm", "rms_norm_across_heads"), standardization_norm="rms_norm", norm_eps=1e-6,
         norm_elementwise_affine=False, patch_size=1, patch_size_t=1, timestep_scale_multiplier=1000,
-        attention_bias=True, attention_out_bias=True, adaptive_norm="single_scale_shift",
-        positional_embedding_type="rope", use_rope=True, project_to_2d_pos=False, double_self_attention=False,
-        only_cross_attention=False)
+        attention_bias=True, attention_out_bias=True)       # other fields are of older classes: no effect
     heads, C = fields.count("num_attention_heads"), fields.count("in_channels")
     width = heads * fields.count("attention_head_dim")
     for name, expected in (("out_channels", C), ("cross_attention_dim", width)):
         if fields.get(name, expected) != expected:
-            raise ValueError(f"{fields.where}: {name} is {fields.get(name)}, and minltx needs {expected} here")
+            raise ValueError(f"{fields.where}: {name} is {fields.get(name)}, "
+                             f"and minltx needs {expected} here")
     if vae.latent_channels != C:
         raise ValueError(f"the transformer has {C} latent channels and the VAE {vae.latent_channels}")
     if width < 6:
-        raise ValueError(f"{fields.where}: a width of {width} leaves nothing to rotate: RoPE needs 6 channels")
-    return DiTConfig(C, width, fields.count("num_layers"), heads, fields.count("caption_channels"), vae.stride,
+        raise ValueError(f"{fields.where}: a width of {width} leaves nothing to rotate: "
+                         "RoPE needs 6 channels")
+    return DiTConfig(C, width, fields.count("num_layers"), heads,
+                     fields.count("caption_channels"), vae.stride,
                      tuple(map(float, fields.get("positional_embedding_max_pos", (20.0, 2048.0, 2048.0)))),
                      float(fields.get("positional_embedding_theta", 10000.0)), causal_time)
 
@@ -215,9 +217,10 @@ def decoder_from_official(fields):
 def vae_from_official(values):
     """The "vae" object of an official header -> VAEConfig."""
     fields = Fields(values, "the header's vae")
-    fields.must_be(_class_name="CausalVideoAutoencoder", dims=3, in_channels=3, out_channels=3, causal_decoder=False,
-                   norm_layer="pixel_norm", latent_log_var="uniform", use_quant_conv=False, scaling_factor=1.0,
-                   spatial_padding_mode="zeros", normalize_latent_channels=False)
+    fields.must_be(_class_name="CausalVideoAutoencoder", dims=3, in_channels=3, out_channels=3,
+                   causal_decoder=False, norm_layer="pixel_norm", latent_log_var="uniform",
+                   use_quant_conv=False, scaling_factor=1.0, spatial_padding_mode="zeros",
+                   normalize_latent_channels=False)
     encoder_width, encoder = encoder_from_official(fields)
     decoder_width, decoder = decoder_from_official(fields)
     return VAEConfig(fields.count("latent_channels"), fields.count("patch_size", 4), encoder_width, encoder,
@@ -268,11 +271,11 @@ def vae_to_official(config):
             raise ValueError(f"the official format has no words for {block} in a decoder")
         width = outputs
     return {"_class_name": "CausalVideoAutoencoder", "dims": 3, "in_channels": 3, "out_channels": 3,
-            "latent_channels": config.latent_channels, "encoder_blocks": encoder, "decoder_blocks": decoder[::-1],
-            "encoder_base_channels": config.encoder_width, "decoder_base_channels": width,
-            "patch_size": config.patch, "norm_layer": "pixel_norm", "latent_log_var": "uniform",
-            "use_quant_conv": False, "causal_decoder": False, "scaling_factor": 1.0,
-            "timestep_conditioning": config.timestep_conditioning}
+            "latent_channels": config.latent_channels, "encoder_blocks": encoder,
+            "decoder_blocks": decoder[::-1], "encoder_base_channels": config.encoder_width,
+            "decoder_base_channels": width, "patch_size": config.patch, "norm_layer": "pixel_norm",
+            "latent_log_var": "uniform", "use_quant_conv": False, "causal_decoder": False,
+            "scaling_factor": 1.0, "timestep_conditioning": config.timestep_conditioning}
 
 
 # --- The VAE of diffusers ---------------------------------------------------------------------------------
@@ -290,11 +293,13 @@ def same_length(where, side, count, **lists):
 def encoder_from_diffusers(f):
     """-> (first width, blocks, the name in diffusers of every block)."""
     widths, types = f.get("block_out_channels", (128, 256, 512, 512)), f.get("down_block_types", None)
-    layers, scaled = f.get("layers_per_block", (4, 3, 3, 3, 4)), f.get("spatio_temporal_scaling", (True,) * 3 + (False,))
+    layers, scaled = (f.get("layers_per_block", (4, 3, 3, 3, 4)),
+                      f.get("spatio_temporal_scaling", (True,) * 3 + (False,)))
     downs, types = f.get("downsample_type", ("conv",) * 4), types or ("LTXVideoDownBlock3D",) * 4
     late = types[-1] == LATE
     stages = len(widths) - late
-    same_length(f.where, "encoder", stages, down_block_types=types, spatio_temporal_scaling=scaled, downsample_type=downs)
+    same_length(f.where, "encoder", stages, down_block_types=types, spatio_temporal_scaling=scaled,
+                downsample_type=downs)
     same_length(f.where, "encoder", stages + 1, layers_per_block=layers)
     blocks, names, width = [], [], widths[0]
 
@@ -321,14 +326,16 @@ def encoder_from_diffusers(f):
 
 
 def decoder_from_diffusers(f):
-    """-> (first width, blocks, the name in diffusers of every block). Its lists are written shallow to deep."""
+    """-> (first width, blocks, the name in diffusers of every block).
+    Its lists are written shallow to deep."""
     widths = f.get("decoder_block_out_channels", (128, 256, 512, 512))
     stages = len(widths)
     scaled = f.get("decoder_spatio_temporal_scaling", (True, True, True, False))
     residual, factors = f.get("upsample_residual", (False,) * 4), f.get("upsample_factor", (1,) * 4)
-    layers, noisy = f.get("decoder_layers_per_block", (4, 3, 3, 3, 4)), f.get("decoder_inject_noise", (False,) * 5)
-    same_length(f.where, "decoder", stages, decoder_spatio_temporal_scaling=scaled, upsample_residual=residual,
-                upsample_factor=factors)
+    layers, noisy = (f.get("decoder_layers_per_block", (4, 3, 3, 3, 4)),
+                     f.get("decoder_inject_noise", (False,) * 5))
+    same_length(f.where, "decoder", stages, decoder_spatio_temporal_scaling=scaled,
+                upsample_residual=residual, upsample_factor=factors)
     same_length(f.where, "decoder", stages + 1, decoder_layers_per_block=layers, decoder_inject_noise=noisy)
     widths, scaled, residual, factors, layers, noisy = (
         tuple(x)[::-1] for x in (widths, scaled, residual, factors, layers, noisy))
@@ -344,8 +351,8 @@ def decoder_from_diffusers(f):
     for i in range(stages):
         inputs, outputs, stage = width // factors[i], widths[i] // factors[i], f"decoder.up_blocks.{i}"
         if inputs != outputs and (factors[i] > 1 or f.get("timestep_conditioning", False)):
-            raise ValueError(f"{f.where}: decoder stage {i} narrows {inputs} to {outputs} channels beside its "
-                             "upsampling, which a decoder that is told t cannot")
+            raise ValueError(f"{f.where}: decoder stage {i} narrows {inputs} to {outputs} channels "
+                             "beside its upsampling, which a decoder that is told t cannot")
         if inputs != outputs:
             add(("width", outputs), f"{stage}.conv_in")
         if scaled[i]:
@@ -373,7 +380,8 @@ def vae_from_diffusers(values):
 
 
 def stages_of(blocks, order):
-    """Cut a block list into stages of at most one block of each kind, in this order -> list of dictionaries."""
+    """Cut a block list into stages of at most one block of each kind, in this order
+    -> list of dictionaries."""
     stages, last = [], len(order)
     for block in blocks:
         rank = next((i for i, kinds in enumerate(order) if block[0] in kinds), None)
@@ -423,8 +431,8 @@ def vae_to_diffusers(config):
         "upsample_residual": [stage.get("up", ("",))[0] == "up" for stage in ups][::-1],
         "decoder_layers_per_block": [n for _, n in groups][::-1],
         "decoder_inject_noise": [name == "noisy" for name, _ in groups][::-1],
-        "timestep_conditioning": config.timestep_conditioning, "encoder_causal": True, "decoder_causal": False,
-        "scaling_factor": 1.0, "spatial_compression_ratio": config.stride[1],
+        "timestep_conditioning": config.timestep_conditioning, "encoder_causal": True,
+        "decoder_causal": False, "scaling_factor": 1.0, "spatial_compression_ratio": config.stride[1],
         "temporal_compression_ratio": config.stride[0]}
     if config.stride[1] != config.stride[2] or vae_from_diffusers(fields)[0] != config:
         raise ValueError("diffusers has no words for this VAE: it upsamples by (2, 2, 2) only, and knows "

@@ -1,7 +1,8 @@
-"""Tensors in safetensors files, read strictly: every tensor that is expected, no other, each of the right shape.
+"""Tensors in safetensors files, read strictly: every tensor that is expected, no other,
+each of the right shape.
 
-safetensors is an optional package; nothing else of minltx needs it. A safetensors file is a table of numbers: nothing
-in it can be executed.
+safetensors is an optional package; nothing else of minltx needs it. A safetensors file is a table of numbers:
+nothing in it can be executed.
 """
 
 import json
@@ -24,7 +25,8 @@ def library():
 
 
 def open_file(path):
-    """path -> an open safetensors file. ValueError with one sentence for a file that is none or is cut off."""
+    """path -> an open safetensors file.
+    ValueError with one sentence for a file that is none or is cut off."""
     safetensors = library()
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}")
@@ -89,8 +91,8 @@ def listed(names, most=3):
 def fill(module, names, where, dtype, device, source):
     """Put the tensors of a file into a module on the meta device, one after the other.
 
-    names: the module's name -> the file's; where: the file's name -> its open file. Nothing is ever held twice.
-    ValueError for missing and for misshapen tensors; all of them are checked before the first is read.
+    names: the module's name -> the file's; where: the file's name -> its open file. Nothing is ever held
+    twice. ValueError for missing and for misshapen tensors; all of them are checked before the first is read.
     """
     targets = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     missing = [stored for stored in names.values() if stored not in where]

@@ -2,8 +2,8 @@
 
     python -m minltx.pretrained.t5 FOLDER "a lighthouse in a storm" --out words.safetensors
 
-FOLDER holds text_encoder/ and tokenizer/, as the released repositories do. The encoder has 4.8 B parameters, more than
-twice the transformer's; with the file, sampling does not need it (SPEC 7).
+FOLDER holds text_encoder/ and tokenizer/, as the released repositories do. The encoder has 4.8 B parameters,
+more than twice the transformer's; with the file, sampling does not need it (SPEC 7).
 """
 
 import argparse
@@ -18,17 +18,20 @@ from minltx.pretrained.releases import NEGATIVE, RELEASES
 
 
 def load_t5(folder, dtype=torch.float32, device="cpu"):
-    """A folder with text_encoder/ and tokenizer/ -> (tokenizer, encoder). ValueError names what is missing."""
+    """A folder with text_encoder/ and tokenizer/ -> (tokenizer, encoder).
+    ValueError names what is missing."""
     try:
         from transformers import AutoTokenizer, T5EncoderModel
     except ImportError:
         raise ValueError("T5 needs packages: pip install transformers sentencepiece") from None
     for part in ("text_encoder", "tokenizer"):
         if not (Path(folder) / part).is_dir():
-            raise ValueError(f"{folder} has no folder {part}: the released repositories hold text_encoder and tokenizer")
+            raise ValueError(f"{folder} has no folder {part}: "
+                             "the released repositories hold text_encoder and tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "tokenizer")
-        encoder = T5EncoderModel.from_pretrained(Path(folder) / "text_encoder", dtype=dtype, use_safetensors=True)
+        encoder = T5EncoderModel.from_pretrained(Path(folder) / "text_encoder", dtype=dtype,
+                                                 use_safetensors=True)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"cannot load T5 from {folder}: {str(error).splitlines()[0]}") from None
     return tokenizer, encoder.to(device).eval()
@@ -42,8 +45,8 @@ def encode_prompts(prompts, tokenizer, encoder, tokens=256, lowercase=False, mas
     mask_in_encoder=False lets T5 look at padding too, as diffusers' LTXPipeline does (SPEC 7).
     """
     prompts = [text.strip().lower() if lowercase else text.strip() for text in prompts]
-    batch = tokenizer(prompts, padding="max_length", max_length=tokens, truncation=True, add_special_tokens=True,
-                      return_tensors="pt")
+    batch = tokenizer(prompts, padding="max_length", max_length=tokens, truncation=True,
+                      add_special_tokens=True, return_tensors="pt")
     device = next(encoder.parameters()).device
     ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
     text = encoder(ids, attention_mask=mask if mask_in_encoder else None).last_hidden_state
@@ -56,7 +59,8 @@ def save_embeddings(path, prompts, text, mask):
 
 
 def load_embeddings(path, prompts=None):
-    """The file of `save_embeddings` -> embeddings, mask, prompts; or those of the prompts asked for, in that order.
+    """The file of `save_embeddings` -> embeddings, mask, prompts;
+    or those of the prompts asked for, in that order.
 
     ValueError for a foreign file and for a prompt that it does not hold.
     """

@@ -17,7 +17,7 @@ from minltx.vae import VAEConfig, VideoVAE
 from minltx.workshop.pictures import put_in_place
 
 FORMAT = "minltx-1"
-STEPS, GUIDANCE = 20, 5.0   # what the toy samples with unless told otherwise; docs/experiments.md says why
+STEPS, GUIDANCE = 20, 3.0   # what the toy samples with unless told otherwise; docs/experiments.md says why
 SHIPPED = Path(__file__).parents[1] / "assets" / "toy.pt"
 
 
@@ -74,8 +74,8 @@ class ToyModel(nn.Module):
         schedule = shifted_schedule(steps, math.prod(self.vae.latent_shape(*size)[1:]))
         if start is not None:
             schedule = schedule_from(schedule, strength)
-        return generate(self.vae, self.dit, self.embed(captions), self.embed([""] * len(captions)), seeds, size,
-                        schedule, Guidance(guidance), fps or data.fps, conditions, start, **more).cpu()
+        return generate(self.vae, self.dit, self.embed(captions), self.embed([""] * len(captions)), seeds,
+                        size, schedule, Guidance(guidance), fps or data.fps, conditions, start, **more).cpu()
 
 
 def tuples(x):

@@ -57,9 +57,9 @@ def captioned(frames, captions, columns, zoom):
 def save_video(path, video, captions, fps=16.0, columns=None):
     """Write videos (B, 3, F, H, W) in [-1, 1]; the ending of `path` chooses the form.
 
-    .gif: all of them in a grid with captions, playing (one alone of 256 pixels or more: without); .png: a sheet, one video a row; .npz: `frames`
-    (B, F, H, W, 3) uint8 and `prompts`; .mp4: the grid again, with the optional package av. ValueError for
-    another ending or if av is missing.
+    .gif: all of them in a grid with captions, playing (one alone of 256 pixels or more: without); .png: a
+    sheet, one video a row; .npz: `frames` (B, F, H, W, 3) uint8 and `prompts`; .mp4: the grid again, with the
+    optional package av. ValueError for another ending or if av is missing.
     """
     check_ending(path)
     frames, ending = to_uint8(video), Path(path).suffix.lower()
@@ -119,7 +119,8 @@ def fit(image, height, width):
     """A PIL image, cut to the middle and resized to fill -> (3, height, width) in [-1, 1]."""
     scale = max(width / image.width, height / image.height)
     if scale != 1:
-        image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))))
+        image = image.resize((max(width, round(image.width * scale)),
+                              max(height, round(image.height * scale))))
     left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.asarray(image.crop((left, top, left + width, top + height)).convert("RGB"), dtype=np.float32)
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
@@ -147,8 +148,8 @@ def load_clip(path, height, width):
     except Exception as error:    # the readers fail in many ways on a broken file
         if isinstance(error, ValueError) and "optional package" in str(error):
             raise
-        raise ValueError(f"cannot read {path} as a picture or clip ({type(error).__name__}): use a PNG, JPEG, GIF, "
-                         "mp4 or the npz of sample.py") from None
+        raise ValueError(f"cannot read {path} as a picture or clip ({type(error).__name__}): "
+                         "use a PNG, JPEG, GIF, mp4 or the npz of sample.py") from None
     return torch.stack([fit(frame, height, width) for frame in frames], dim=1)[None]
 
 

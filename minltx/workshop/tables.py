@@ -20,14 +20,14 @@ ROWS = {"third": "a third of the steps", "toy": "**the default**",
 IDEAS = {
     "data": "videos that cost nothing and whose right answer is known",
     "patchify": "trade space and time for channels, and back",
-    "flow": "rectified flow: the straight path, its velocity, training times, the shifted schedule",
+    "flow": "rectified flow: the straight path, its velocity, training times, the schedules",
     "layers": "the few layers that more than one network uses",
     "vae": "compress 1:192, causally, and let the decoder do the last denoising step",
     "losses": "what the VAE is trained on, and how the terms add up",
     "rope": "rotate queries and keys by seconds, rows and columns",
     "text": "words to vectors: the toy's caption encoder",
     "dit": "a transformer in which every latent voxel sees every other, with a time per token",
-    "sampler": "from noise to video: Euler, guidance, a given first frame, decode with a little noise left"}
+    "sampler": "from noise to video: Euler, guidance, conditions, decode with a little noise left"}
 
 
 def reports():
@@ -73,6 +73,43 @@ def decoder_table():
     return "\n".join(lines)
 
 
+def conditions_table():
+    """What keyframes, extension, strength and video-to-video do on the toy."""
+    report = json.loads((RESULTS / "conditions.json").read_text())
+    rows, percent = report["rows"], lambda x: f"{100 * x:.0f} %"
+    lines = ["| given | PSNR there | off there, px | without | off elsewhere, px | without | digit | direction |",
+             "|---|---|---|---|---|---|---|---|"]
+    for name in ("first frame", "keyframe at the end", "keyframe in the middle", "extension forwards",
+                 "extension backwards"):
+        r = rows[name]
+        cells = [name, f"{r['given_psnr']:.1f} dB"]
+        cells += [f"{r[key]:.1f}" for key in ("given_off", "given_off_without", "rest_off", "rest_off_without")]
+        lines.append("| " + " | ".join([*cells, percent(r["digit"]), percent(r["direction"])]) + " |")
+    strength, change = rows["strength"], rows["video_to_video"]
+    lines += ["", "| strength of a first frame | " + " | ".join(strength) + " |", "|---" * (len(strength) + 1) + "|"]
+    for label, show in (("PSNR of the first frame, dB", lambda r: f"{r['given_psnr']:.1f}"),
+                        ("off there, px", lambda r: f"{r['given_off']:.1f}"),
+                        ("direction", lambda r: percent(r["direction"]))):
+        lines.append(f"| {label} | " + " | ".join(show(r) for r in strength.values()) + " |")
+    lines += ["", "| video-to-video, change | " + " | ".join(change) + " |", "|---" * (len(change) + 1) + "|"]
+    for label, show in (("the new colour", lambda r: percent(r["colour"])), ("digit kept", lambda r: percent(r["digit"])),
+                        ("off the old path, px", lambda r: f"{r['off']:.1f}")):
+        lines.append(f"| {label} | " + " | ".join(show(r) for r in change.values()) + " |")
+    return "\n".join([*lines, "", f"{report['clips']} held-out clips, seed {report['seed']}, the shipped model; a clip's "
+                      f"own reconstruction has {rows['reconstruction_psnr']:.1f} dB."])
+
+
+def full_size_text():
+    """The full-width networks' one forward pass."""
+    r = json.loads((RESULTS / "full_size.json").read_text())
+    dit, vae, (f, h, w) = r["dit"], r["vae"], r["grid"]
+    return (f"At full width, float32, random weights, {r['threads']} threads (`python -m minltx.workshop.full_size`): the "
+            f"{dit['parameters']:,} parameters of the\ntransformer on {f}x{h}x{w} tokens take {dit['seconds']:.1f} s and "
+            f"{dit['peak_gib']:.1f} GiB; the VAE's {vae['parameters']:,} encode a picture of\n{r['pixels']}x{r['pixels']} in "
+            f"{vae['encode_seconds']:.1f} s and decode it in {vae['decode_seconds']:.1f} s, within {vae['peak_gib']:.1f} GiB "
+            "for both networks' runs.")
+
+
 def imports_of(name):
     """The chapters that a chapter imports, in reading order."""
     tree = ast.parse((PACKAGE / f"{name}.py").read_text())
@@ -92,7 +129,8 @@ def chapters_table():
 
 def tables():
     """Marker in the README -> Markdown."""
-    return {"results": results_table(reports()), "decoder": decoder_table(), "chapters": chapters_table()}
+    return {"results": results_table(reports()), "decoder": decoder_table(), "conditions": conditions_table(),
+            "chapters": chapters_table(), "full size": full_size_text()}
 
 
 def between(text, marker, new=None):
