@@ -219,6 +219,9 @@ def generate(vae, dit, text, null_text, seeds, size, schedule, guidance, fps, co
              progress=None):
     """The whole way: noise from `seeds` (one per sample), sampling, decoding -> (B, 3, F, H, W) in [-1, 1].
 
+    The same seed gives the same video, alone or in company (0.9.1's VAE draws the noise that it injects once
+    for the whole batch, from the first seed).
+
     size is (frames, height, width) in pixels; conditions are (video (1 or B, 3, F', H, W), frame, strength);
     start is a video (1 or B, 3, F, H, W) to begin from at schedule[0]. The rest as in `sample_latent` and
     `decode`. ValueError for a size that the VAE cannot code.
@@ -233,5 +236,5 @@ def generate(vae, dit, text, null_text, seeds, size, schedule, guidance, fps, co
                            None if start is None else encode(start), condition_noise, stochastic, generators,
                            progress)
     noise = draw(shape, generators, device)
-    return decode(vae, latent.to(text[0].dtype), decode_t, decode_noise, noise.to(text[0].dtype), None,
-                  mix_raw)
+    return decode(vae, latent.to(text[0].dtype), decode_t, decode_noise, noise.to(text[0].dtype),
+                  generators[0], mix_raw)

@@ -89,7 +89,8 @@ def inject_noise(x, scale, generator):
     (StyleGAN's trick; SPEC 2.2). x (B, C, f, h, w), scale (C, 1, 1) or None."""
     if scale is None:
         return x
-    noise = torch.randn(x.shape[-2:], generator=generator, device=x.device, dtype=x.dtype)
+    device = generator.device if generator else x.device
+    noise = torch.randn(x.shape[-2:], generator=generator, device=device, dtype=x.dtype).to(x.device)
     return x + (noise * scale)[:, None]                                                   # (C, 1, h, w)
 
 

@@ -1,9 +1,9 @@
-"""Do conditions do what they promise? Keyframes, extension, strength and video-to-video, measured on moving digits.
+"""Do keyframes, extension, strength and video-to-video do what they promise? Measured on moving digits.
 
     python -m minltx.workshop.conditions --out docs/results/conditions.json
 
-Every row compares with the same captions and seeds without the condition. Digits move in straight lines, so that
-some given frames and the caption settle where the digit is in all others.
+Every row compares with the same captions and seeds without the condition. Digits move in straight lines, so
+that some given frames and the caption settle where the digit is in all others.
 """
 
 import argparse
@@ -42,7 +42,8 @@ def measure(model, clips, scenes, seeds, classifier):
             part = slice(i, i + 50)
             given = [(video[part], *where) for video, *where in conditions]
             own = {k: v[part] if k in ("start", "captions") else v for k, v in more.items()}
-            parts.append(model.generate(own.pop("captions", captions[part]), seeds[part], conditions=given, **own))
+            asked = own.pop("captions", captions[part])
+            parts.append(model.generate(asked, seeds[part], conditions=given, **own))
         return torch.cat(parts)
 
     def read(video, asked=scenes):
@@ -53,16 +54,17 @@ def measure(model, clips, scenes, seeds, classifier):
 
     free, shown = generate(), {"the clip": clips}
     rows = {"reconstruction_psnr": quality(reconstruct(model, clips), slice(None))}
-    for name, condition, given, judged in (
-            ("first frame", (clips[:, :, :1], 0, 1.0), slice(0, 1), slice(last, None)),
-            ("keyframe at the end", (clips[:, :, last:], last, 1.0), slice(last, None), slice(0, 1)),
-            ("keyframe in the middle", (clips[:, :, HALF : HALF + 1], HALF, 1.0), slice(HALF, HALF + 1), slice(0, 1)),
-            ("extension forwards", (clips[:, :, : HALF + 1], 0, 1.0), slice(0, HALF + 1), slice(HALF + 1, None)),
-            ("extension backwards", (clips[:, :, HALF:], HALF, 1.0), slice(HALF, None), slice(0, HALF))):
-        video = shown[name] = generate([condition])
-        rows[name] = {**read(video), "given_psnr": quality(video, given), "given_off": off(video, clips, given),
-                      "given_off_without": off(free, clips, given), "rest_off": off(video, clips, judged),
-                      "rest_off_without": off(free, clips, judged)}
+    for name, given, judged in (                       # which frames are given, and which judged elsewhere
+            ("first frame", slice(0, 1), slice(last, None)),
+            ("keyframe at the end", slice(last, None), slice(0, 1)),
+            ("keyframe in the middle", slice(HALF, HALF + 1), slice(0, 1)),
+            ("extension forwards", slice(0, HALF + 1), slice(HALF + 1, None)),
+            ("extension backwards", slice(HALF, None), slice(0, HALF))):
+        video = shown[name] = generate([(clips[:, :, given], given.start, 1.0)])
+        rows[name] = {**read(video), "given_psnr": quality(video, given)}
+        for label, frames in (("given_off", given), ("rest_off", judged)):
+            rows[name][label] = off(video, clips, frames)
+            rows[name][f"{label}_without"] = off(free, clips, frames)
     rows["strength"] = {}
     for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
         video = generate([(clips[:, :, :1], 0, strength)])
@@ -90,7 +92,7 @@ def main(argv=None):
     add("--checkpoint", default=str(SHIPPED), help="(default: the shipped toy)")
     add("--clips", type=int, default=100, help="held-out clips (default: %(default)s)")
     add("--seed", type=int, default=0)
-    add("--out", default="conditions.json", help="figures; a sheet of examples lies beside it (default: %(default)s)")
+    add("--out", default="conditions.json", help="figures, and a sheet of examples (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
         model, stored = load_checkpoint(args.checkpoint)

@@ -1,9 +1,9 @@
-"""One real forward pass of the full-width networks in float32: does it run here, how long, in how much memory?
+"""One real forward pass of the full-width networks in float32: does it run, how long, in how much memory?
 
     python -m minltx.workshop.full_size --out docs/results/full_size.json
 
-Weights are random (the released ones are not needed to know): the 2 B transformer on a small grid, then the 0.9.5
-VAE on a clip of one frame. Some 8 GB of memory are needed, one network at a time.
+Weights are random (the released ones are not needed to know): the 2 B transformer on a small grid, then the
+0.9.5 VAE on a clip of one frame. Some 8 GB of memory are needed, one network at a time.
 """
 
 import argparse
@@ -52,8 +52,9 @@ def main(argv=None):
     (mean, _), encode = timed(lambda: vae.encode(torch.rand(1, 3, 1, args.pixels, args.pixels) * 2 - 1))
     video, decode = timed(lambda: vae.decode(mean, torch.tensor([0.05])))
     report["vae"] = {"parameters": sum(p.numel() for p in vae.parameters()), "encode_seconds": encode,
-                     "decode_seconds": decode, "finite": bool(video.isfinite().all()), "std": video.std().item(),
-                     "latent": list(mean.shape), "video": list(video.shape), "peak_gib": peak_gib()}
+                     "decode_seconds": decode, "finite": bool(video.isfinite().all()),
+                     "std": video.std().item(), "latent": list(mean.shape), "video": list(video.shape),
+                     "peak_gib": peak_gib()}
     pictures.put_in_place(args.out, lambda part: part.write_text(json.dumps(report, indent=1) + "\n"))
     print(json.dumps(report, indent=1))
 

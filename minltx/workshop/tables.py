@@ -73,41 +73,49 @@ def decoder_table():
     return "\n".join(lines)
 
 
+def small_table(title, rows, lines):
+    """A table with the keys of `rows` across, and in each line what a function shows of every row."""
+    table = [f"| {title} | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
+    for label, show in lines:
+        table.append(f"| {label} | " + " | ".join(show(row) for row in rows.values()) + " |")
+    return [*table, ""]
+
+
+def percent(x):
+    return f"{100 * x:.0f} %"
+
+
 def conditions_table():
     """What keyframes, extension, strength and video-to-video do on the toy."""
     report = json.loads((RESULTS / "conditions.json").read_text())
-    rows, percent = report["rows"], lambda x: f"{100 * x:.0f} %"
-    lines = ["| given | PSNR there | off there, px | without | off elsewhere, px | without | digit | direction |",
-             "|---|---|---|---|---|---|---|---|"]
-    for name in ("first frame", "keyframe at the end", "keyframe in the middle", "extension forwards",
-                 "extension backwards"):
-        r = rows[name]
-        cells = [name, f"{r['given_psnr']:.1f} dB"]
-        cells += [f"{r[key]:.1f}" for key in ("given_off", "given_off_without", "rest_off", "rest_off_without")]
-        lines.append("| " + " | ".join([*cells, percent(r["digit"]), percent(r["direction"])]) + " |")
-    strength, change = rows["strength"], rows["video_to_video"]
-    lines += ["", "| strength of a first frame | " + " | ".join(strength) + " |", "|---" * (len(strength) + 1) + "|"]
-    for label, show in (("PSNR of the first frame, dB", lambda r: f"{r['given_psnr']:.1f}"),
-                        ("off there, px", lambda r: f"{r['given_off']:.1f}"),
-                        ("direction", lambda r: percent(r["direction"]))):
-        lines.append(f"| {label} | " + " | ".join(show(r) for r in strength.values()) + " |")
-    lines += ["", "| video-to-video, change | " + " | ".join(change) + " |", "|---" * (len(change) + 1) + "|"]
-    for label, show in (("the new colour", lambda r: percent(r["colour"])), ("digit kept", lambda r: percent(r["digit"])),
-                        ("off the old path, px", lambda r: f"{r['off']:.1f}")):
-        lines.append(f"| {label} | " + " | ".join(show(r) for r in change.values()) + " |")
-    return "\n".join([*lines, "", f"{report['clips']} held-out clips, seed {report['seed']}, the shipped model; a clip's "
-                      f"own reconstruction has {rows['reconstruction_psnr']:.1f} dB."])
+    rows = dict(report["rows"])
+    psnr, strength, change = (rows.pop(k) for k in ("reconstruction_psnr", "strength", "video_to_video"))
+    pixels = [(label, lambda r, key=key: f"{r[key]:.1f}") for label, key in (
+        ("off there, px", "given_off"), ("the same without", "given_off_without"),
+        ("off elsewhere, px", "rest_off"), ("the same without", "rest_off_without"))]
+    there = ("PSNR there, dB", lambda r: f"{r['given_psnr']:.1f}")
+    digit = ("digit", lambda r: percent(r["digit"]))
+    direction = ("direction", lambda r: percent(r["direction"]))
+    lines = small_table("given", rows, [there, *pixels, digit, direction])
+    lines += small_table("strength of a first frame", strength, [there, pixels[0], digit, direction])
+    lines += small_table("video-to-video, change", change, [
+        ("the new colour", lambda r: percent(r["colour"])), digit,
+        ("off the old path, px", lambda r: f"{r['off']:.1f}")])
+    return "\n".join([*lines, f"{report['clips']} held-out clips, seed {report['seed']}, the shipped model; "
+                      f"the clips' own reconstructions have {psnr:.1f} dB."])
 
 
 def full_size_text():
     """The full-width networks' one forward pass."""
     r = json.loads((RESULTS / "full_size.json").read_text())
     dit, vae, (f, h, w) = r["dit"], r["vae"], r["grid"]
-    return (f"At full width, float32, random weights, {r['threads']} threads (`python -m minltx.workshop.full_size`): the "
-            f"{dit['parameters']:,} parameters of the\ntransformer on {f}x{h}x{w} tokens take {dit['seconds']:.1f} s and "
-            f"{dit['peak_gib']:.1f} GiB; the VAE's {vae['parameters']:,} encode a picture of\n{r['pixels']}x{r['pixels']} in "
-            f"{vae['encode_seconds']:.1f} s and decode it in {vae['decode_seconds']:.1f} s, within {vae['peak_gib']:.1f} GiB "
-            "for both networks' runs.")
+    return (
+        f"At full width, float32, random weights, {r['threads']} threads "
+        "(`python -m minltx.workshop.full_size`): the\n"
+        f"{dit['parameters']:,} parameters of the transformer on {f}x{h}x{w} tokens take "
+        f"{dit['seconds']:.1f} s and {dit['peak_gib']:.1f} GiB;\n"
+        f"the VAE's {vae['parameters']:,} encode a picture of {r['pixels']}x{r['pixels']} in "
+        f"{vae['encode_seconds']:.1f} s and decode it in {vae['decode_seconds']:.1f} s.")
 
 
 def imports_of(name):
