@@ -165,6 +165,38 @@ def test_what_a_header_says_about_sampling(files, tmp_path):
         model.schedule(8)
 
 
+@torch.no_grad()
+def test_a_release_samples_by_its_own_rules(files):
+    """A prompt, a first frame, a keyframe; the same seed is the same video, injected noise included."""
+    version, _, file = files
+    model, picture = load_pretrained(file), torch.rand(1, 3, 1, 64, 64) * 2 - 1
+    text, null = [(torch.randn(1, 5, 32), torch.ones(1, 5)) for _ in range(2)]
+    options = dict(size=(17, 64, 64), steps=2, conditions=[(picture, 0, 1.0), (picture, 9, 0.8)])
+    a, b, c = (model.generate(text, null, [seed], **options) for seed in (4, 4, 5))
+    assert a.shape == (1, 3, 17, 64, 64) and torch.equal(a, b) and (a - c).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="needs null_text"):
+        model.generate(text, seeds=[0], size=(9, 64, 64))
+    with pytest.raises(ValueError, match="9 or 17"):
+        model.generate(text, null, [0], size=(10, 64, 64))
+    start = model.generate(text, null, [4], start=a, strength=0.0, size=(17, 64, 64), decode_noise=0.0)
+    mean = model.vae.encode(a)[0]
+    plain = model.vae.decode(mean, torch.tensor([0.05]), torch.Generator().manual_seed(4)).clamp(-1, 1)
+    if version != "0.9.1":
+        torch.testing.assert_close(start, plain, rtol=0, atol=1e-5)                 # nothing was changed
+
+
+@torch.no_grad()
+def test_bfloat16_is_near_float32(files):
+    _, folder, _ = files
+    latent, text, t = torch.randn(1, 8, 3, 2, 2), torch.randn(1, 4, 32), torch.tensor([0.5])
+    full, half = load_pretrained(folder), load_pretrained(folder, dtype=torch.bfloat16)
+    assert half.dit.proj_out.weight.dtype == torch.bfloat16
+    v = half.dit(latent.bfloat16(), t, text.bfloat16())
+    assert v.dtype == torch.bfloat16 and (v.float() - full.dit(latent, t, text)).abs().mean() < 0.05
+    mean = half.vae.encode(torch.rand(1, 3, 9, 64, 64).bfloat16())[0]
+    assert mean.dtype == torch.bfloat16 and half.vae.decode(mean, t).isfinite().all()
+
+
 def test_the_causal_fix_can_be_overridden_and_matters(files):
     version, _, file = files
     latent, text, t = torch.randn(1, 8, 3, 2, 2), torch.randn(1, 4, 32), torch.tensor([0.5])
@@ -312,9 +344,11 @@ FOLDER_FAULTS = {
     "tensor twice": (twice, "for a second time"),
     "another VAE": (lambda f: rewrite(f / "vae/config.json", _class_name="AutoencoderKL"), "'AutoencoderKL'"),
     "lists too short": (lambda f: rewrite(f / "vae/config.json", layers_per_block=[1]), "layers_per_block"),
+    "widths in words": (lambda f: rewrite(f / "vae/config.json", block_out_channels=["wide"]), "['wide']"),
     "another transformer": (lambda f: rewrite(f / "transformer/config.json", norm_eps=1e-5),
                             "norm_eps is 1e-05"),
     "heads missing": (lambda f: (f / "transformer/config.json").write_text("{}"), "'num_attention_heads'"),
+    "minltx.json a list": (lambda f: (f / "minltx.json").write_text("[]"), "minltx.json is not an object"),
     "another scheduler": (lambda f: rewrite(f / "scheduler/scheduler_config.json", _class_name="DDIM"),
                           "'DDIM'"),
 }

@@ -23,6 +23,7 @@ from minltx.pretrained.releases import (DISTILLED, EARLY, RELEASES, Fields, Rele
                                         vae_to_diffusers, vae_to_official)
 from minltx.sampler import Guidance, generate
 from minltx.vae import VideoVAE
+from minltx.workshop.checkpoint import GUIDANCE, STEPS
 
 __all__ = ["LTXVideo", "RELEASES", "load_pretrained", "save_pretrained"]
 
@@ -162,9 +163,10 @@ def load_folder(path, dtype, device, causal_time):
             raise ValueError(f"{path} has no folder {part}: "
                              "a diffusers folder holds transformer, vae and scheduler")
     vae, blocks = vae_from_diffusers(store.read_json(path / "vae" / "config.json"))
-    own = store.read_json(path / "minltx.json") if (path / "minltx.json").exists() else {}
+    own = path / "minltx.json"
+    own = Fields(store.read_json(own) if own.exists() else {}, "minltx.json")
     late = any(block[0] == "down" for block in vae.encoder_blocks)      # diffusers goes by the VAE, so do we
-    known = own.get("causal_temporal_positioning", late)
+    known = bool(own.get("causal_temporal_positioning", late))
     dit = dit_config(Fields(store.read_json(path / "transformer" / "config.json"), "transformer/config.json"),
                      vae, known)
     scheduler = Fields(store.read_json(path / "scheduler" / "scheduler_config.json"), "scheduler_config.json")
@@ -177,8 +179,8 @@ def load_folder(path, dtype, device, causal_time):
     sampling = sampling_for(known, dit.depth, vae.timestep_conditioning, schedule=schedule,
                             terminal=scheduler.get("shift_terminal", None) or None,
                             stochastic=bool(scheduler.get("stochastic_sampling", False)))
-    if "sampling" in own:
-        sampling = sampling_from(own["sampling"])
+    if "sampling" in own.values:
+        sampling = sampling_from(own.get("sampling"))
     model = empty_model(ReleaseConfig(dit, vae, sampling), causal_time)
     for part, network, known in (("transformer", model.dit, names.diffusers_dit_names(model.dit)),
                                  ("vae", model.vae, names.diffusers_vae_names(model.vae, blocks))):
@@ -201,8 +203,8 @@ def sampling_from(values):
 # --- Saving -----------------------------------------------------------------------------------------------
 
 def save_pretrained(model, path):
-    """Write a model (LTXVideo, or a trained ToyModel) as an official single file
-    (a path that ends in .safetensors) or as a diffusers folder (any other path), whole or not at all.
+    """Write a model (LTXVideo, or a trained ToyModel) as an official single file (a path that ends in
+    .safetensors) or as a diffusers folder (any other path). Each file is written whole or not at all.
 
     A toy's caption encoder goes into neither: keep its own checkpoint. A folder also gets minltx.json, which
     holds what diffusers has no words for: the causal first frame of RoPE and how to sample. ValueError if the
@@ -210,7 +212,7 @@ def save_pretrained(model, path):
     """
     path, config = Path(path), model.config
     if not isinstance(config, ReleaseConfig):
-        sampling = SamplingConfig(schedule="shifted", terminal=0.1, steps=20, guidance=Guidance(5.0),
+        sampling = SamplingConfig(schedule="shifted", terminal=0.1, steps=STEPS, guidance=Guidance(GUIDANCE),
                                   condition_noise=0.0, text_tokens=16, fps=config.data.fps,
                                   size=(config.data.frames, config.data.size, config.data.size))
         config = ReleaseConfig(config.dit, config.vae, sampling)

@@ -95,6 +95,14 @@ class Fields:
             raise ValueError(f"{self.where}: {name} is {value!r}, which is no positive whole number")
         return value
 
+    def counts(self, name, default):
+        """The field as a list of whole numbers."""
+        values = self.get(name, default)
+        if not isinstance(values, (list, tuple)) or not values or any(
+                isinstance(x, bool) or not isinstance(x, int) or x < 0 for x in values):
+            raise ValueError(f"{self.where}: {name} is {values!r}, which is no list of whole numbers")
+        return values
+
     def must_be(self, **expected):
         """Each field, where there is one, has to hold this value (or one of a tuple): minltx has no other."""
         for name, values in expected.items():
@@ -159,10 +167,6 @@ def official_blocks(fields, names):
     return pairs
 
 
-def unknown_block(name, fields):
-    return ValueError(f"{fields.where}: minltx does not know this kind of block")
-
-
 def encoder_from_official(fields):
     """-> (base width, minltx blocks)."""
     base = width = fields.count("encoder_base_channels", 128)
@@ -182,7 +186,7 @@ def encoder_from_official(fields):
         elif kind and (name == kind or name == "compress_all_x_y"):
             blocks.append(("stride", STRIDES[kind], width))
         else:
-            raise unknown_block(name, p)
+            raise ValueError(f"{p.where}: minltx does not know this kind of block")
     return base, tuple(blocks)
 
 
@@ -210,7 +214,7 @@ def decoder_from_official(fields):
                 p.must_be(multiplier=1, residual=False)
             blocks.append(("up" if p.get("residual", False) else "plain_up", STRIDES[name], width))
         else:
-            raise unknown_block(name, p)
+            raise ValueError(f"{p.where}: minltx does not know this kind of block")
     return first, tuple(blocks)
 
 
@@ -292,10 +296,11 @@ def same_length(where, side, count, **lists):
 
 def encoder_from_diffusers(f):
     """-> (first width, blocks, the name in diffusers of every block)."""
-    widths, types = f.get("block_out_channels", (128, 256, 512, 512)), f.get("down_block_types", None)
-    layers, scaled = (f.get("layers_per_block", (4, 3, 3, 3, 4)),
-                      f.get("spatio_temporal_scaling", (True,) * 3 + (False,)))
-    downs, types = f.get("downsample_type", ("conv",) * 4), types or ("LTXVideoDownBlock3D",) * 4
+    widths = f.counts("block_out_channels", (128, 256, 512, 512))
+    layers = f.counts("layers_per_block", (4, 3, 3, 3, 4))
+    scaled = f.get("spatio_temporal_scaling", (True, True, True, False))
+    types = f.get("down_block_types", ("LTXVideoDownBlock3D",) * 4)
+    downs = f.get("downsample_type", ("conv",) * 4)
     late = types[-1] == LATE
     stages = len(widths) - late
     same_length(f.where, "encoder", stages, down_block_types=types, spatio_temporal_scaling=scaled,
@@ -326,14 +331,13 @@ def encoder_from_diffusers(f):
 
 
 def decoder_from_diffusers(f):
-    """-> (first width, blocks, the name in diffusers of every block).
-    Its lists are written shallow to deep."""
-    widths = f.get("decoder_block_out_channels", (128, 256, 512, 512))
-    stages = len(widths)
+    """-> (first width, blocks, the name in diffusers of every block). Lists are written shallow to deep."""
+    widths = f.counts("decoder_block_out_channels", (128, 256, 512, 512))
+    layers = f.counts("decoder_layers_per_block", (4, 3, 3, 3, 4))
+    factors, stages = f.counts("upsample_factor", (1,) * 4), len(widths)
     scaled = f.get("decoder_spatio_temporal_scaling", (True, True, True, False))
-    residual, factors = f.get("upsample_residual", (False,) * 4), f.get("upsample_factor", (1,) * 4)
-    layers, noisy = (f.get("decoder_layers_per_block", (4, 3, 3, 3, 4)),
-                     f.get("decoder_inject_noise", (False,) * 5))
+    residual = f.get("upsample_residual", (False,) * 4)
+    noisy = f.get("decoder_inject_noise", (False,) * 5)
     same_length(f.where, "decoder", stages, decoder_spatio_temporal_scaling=scaled,
                 upsample_residual=residual, upsample_factor=factors)
     same_length(f.where, "decoder", stages + 1, decoder_layers_per_block=layers, decoder_inject_noise=noisy)
@@ -349,8 +353,9 @@ def decoder_from_diffusers(f):
     if layers[0]:
         add(groups[0], "decoder.mid_block")
     for i in range(stages):
-        inputs, outputs, stage = width // factors[i], widths[i] // factors[i], f"decoder.up_blocks.{i}"
-        if inputs != outputs and (factors[i] > 1 or f.get("timestep_conditioning", False)):
+        stage, factor = f"decoder.up_blocks.{i}", max(1, factors[i])
+        inputs, outputs = width // factor, widths[i] // factor
+        if inputs != outputs and (factor > 1 or f.get("timestep_conditioning", False)):
             raise ValueError(f"{f.where}: decoder stage {i} narrows {inputs} to {outputs} channels "
                              "beside its upsampling, which a decoder that is told t cannot")
         if inputs != outputs:
@@ -380,8 +385,7 @@ def vae_from_diffusers(values):
 
 
 def stages_of(blocks, order):
-    """Cut a block list into stages of at most one block of each kind, in this order
-    -> list of dictionaries."""
+    """Cut a block list into stages, dictionaries with at most one block of each kind, in this order."""
     stages, last = [], len(order)
     for block in blocks:
         rank = next((i for i, kinds in enumerate(order) if block[0] in kinds), None)
