@@ -118,11 +118,13 @@ def released(args, device):
                          "python -m minltx.pretrained.t5, or --t5 FOLDER")
     prompts = [*args.prompts, NEGATIVE if args.negative is None else args.negative]
     if args.text:
-        text, mask, _ = load_embeddings(args.text, prompts)
+        load_embeddings(args.text, prompts)                     # a wrong prompt is told before the long load
     dtype = getattr(torch, args.dtype) if args.dtype else None
     model = load_pretrained(args.weights, dtype, device, release=args.release)
     sampling = model.config.sampling
-    if args.t5:
+    if args.text:
+        text, mask, _ = load_embeddings(args.text, prompts, sampling.text_tokens, sampling.lowercase)
+    else:
         text, mask = encode_prompts(prompts, *load_t5(args.t5), sampling.text_tokens, sampling.lowercase)
     if text.shape[2] != model.config.dit.text_width:
         raise ValueError(f"the embeddings are {text.shape[2]} wide and the model reads "
@@ -158,7 +160,7 @@ def sample(args):
         start = pictures.load_clip(args.start, *size[1:])
         if args.frames is None:
             size = (start.shape[2], *size[1:])
-        more |= {"start": start, "strength": args.change}
+        more |= {"start": start, "change": args.change}
         vae.latent_shape(*size)
         if start.shape[2] != size[0]:
             raise ValueError(f"{args.start} has {start.shape[2]} frames, not {size[0]}: leave out --frames")

@@ -54,15 +54,18 @@ def sample_t(count, tokens, generator=None):
     return torch.where(uniform[0] < 0.1, uniform[1], t)
 
 
+def shift_times(t, tokens, terminal=None):
+    """Times (steps,) from 1 down, shifted towards noise by the number of tokens, then stretched so that the
+    last of them is `terminal` (None: not stretched) (SPEC 4.3)."""
+    t = math.exp(shift_mu(tokens)) / (math.exp(shift_mu(tokens)) + (1 / t - 1))
+    return t if terminal is None or len(t) == 1 else 1 - (1 - t) * (1 - terminal) / (1 - t[-1])
+
+
 def shifted_schedule(steps, tokens, terminal=0.1):
-    """The sampler's times (steps + 1,), from 1 down to 0: uniform steps, shifted towards noise by the number
-    of tokens and stretched so that the last time before 0 is `terminal` (None: not stretched) (SPEC 4.3)."""
+    """The sampler's times (steps + 1,), from 1 down to 0: uniform steps, shifted (SPEC 4.3)."""
     if steps < 1:
         raise ValueError(f"the sampler needs at least 1 step, not {steps}")
-    t = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
-    t = math.exp(shift_mu(tokens)) / (math.exp(shift_mu(tokens)) + (1 / t - 1))
-    if terminal is not None and steps > 1:
-        t = 1 - (1 - t) * (1 - terminal) / (1 - t[-1])
+    t = shift_times(torch.linspace(1, 1 / steps, steps, dtype=torch.float64), tokens, terminal)
     return torch.cat([t, t.new_zeros(1)]).float()
 
 

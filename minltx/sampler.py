@@ -88,6 +88,8 @@ class Guidance:
     def __post_init__(self):
         if self.stg_mode not in STG_MODES:
             raise ValueError(f"unknown STG mode {self.stg_mode!r}: use one of {', '.join(STG_MODES)}")
+        if self.stg > 0 and not self.stg_blocks:
+            raise ValueError("STG needs the blocks to make blind: give stg_blocks, (19,) for the 2 B model")
 
 
 # --- Conditions -------------------------------------------------------------------------------------------

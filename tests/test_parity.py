@@ -5,6 +5,7 @@ diffusers is not installed; the project's own CI installs it.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -160,16 +161,18 @@ def test_round_trip_from_diffusers_and_back(folders, tmp_path, version):
     save_pretrained(model, second)
     again = open_in_diffusers(second)
     for network, copy in zip((transformer, vae), again):
-        assert all(torch.equal(a, b)
-                   for a, b in zip(network.state_dict().values(), copy.state_dict().values()))
-        known = ({k for k in network.config if not k.startswith("_")}
-                 & {k for k in copy.config if not k.startswith("_")})
-        assert all(tuplish(network.config[k]) == tuplish(copy.config[k]) for k in known
-                   if k not in ("spatial_compression_ratio", "temporal_compression_ratio"))
-
-
-def tuplish(x):
-    return tuple(x) if isinstance(x, list) else x
+        before, after = network.state_dict(), copy.state_dict()
+        assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    latent, text = torch.randn(1, 36, 8), torch.randn(1, 5, 32)
+    outputs = [t(latent, text, torch.tensor([400.0]), torch.ones(1, 5), 3, 3, 4, (8 / 25, 32, 32)).sample
+               for t in (transformer, again[0])]
+    assert torch.equal(*outputs) and outputs[0].std() > 0.05
+    outputs = []
+    for network in (vae, again[1]):
+        torch.manual_seed(1)
+        z = network.encode(torch.ones(1, 3, 9, 64, 64).cumsum(3) / 64).latent_dist.mean
+        outputs.append(network.decode(z, torch.tensor([0.05])).sample)
+    assert torch.equal(*outputs) and outputs[0].std() > 0.01
 
 
 @torch.no_grad()
@@ -246,13 +249,13 @@ def test_a_whole_sampling_run(folders, image_to_video):
     close(flatten_latent(ours), theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize("condition_noise", [0.0, 0.15])
 @torch.no_grad()
-def test_a_whole_run_with_every_kind_of_condition(folders, monkeypatch):
-    """As 0.9.5 samples: linear-quadratic, causal time;
-    a first frame, a soft keyframe and a clip at the end."""
+def test_a_whole_run_with_every_kind_of_condition(folders, monkeypatch, condition_noise):
+    """As 0.9.5 samples: linear-quadratic, causal time; a first frame, a soft keyframe, a clip at the end."""
     module = diffusers.pipelines.ltx.pipeline_ltx_condition
-    monkeypatch.setattr(module, "retrieve_latents",
-                        lambda output, **_: output.latent_dist.mode())  # not a sample of it
+    # the mean of a picture's posterior, as minltx takes it, not a sample of it
+    monkeypatch.setattr(module, "retrieve_latents", lambda output, **_: output.latent_dist.mode())
     model, transformer, vae, _ = folders["0.9.5"]
     text, null, given = words()
     given.update(num_frames=33, prompt_embeds=text[0][:1], negative_prompt_embeds=null[0][:1],
@@ -264,20 +267,38 @@ def test_a_whole_run_with_every_kind_of_condition(folders, monkeypatch):
     monkeypatch.setattr(pipe.video_processor, "preprocess_video", lambda video, *_, **__: video)
     conditions = [module.LTXVideoCondition(video=video, frame_index=frame, strength=strength)
                   for video, frame, strength in videos]
-    theirs = pipe(conditions=conditions, image_cond_noise_scale=0.0,
+    theirs = pipe(conditions=conditions, image_cond_noise_scale=condition_noise,
                   generator=torch.Generator().manual_seed(4), **given).frames
     generator = torch.Generator().manual_seed(4)
     noise = torch.randn(1, 8, 5, 3, 4, generator=generator)
     normalised = [Condition(model.vae.normalize(model.vae.encode(video)[0]), frame, strength)
                   for video, frame, strength in videos]
-
-    # The extra tokens' noise, in the order in which diffusers draws it: condition by condition,
-    # as (B, C, f, h, w).
-    more = [flatten_latent(torch.randn(1, 8, f, 3, 4, generator=generator)) for f in (1, 2)]
-    monkeypatch.setattr("minltx.sampler.draw", lambda shape, generators, device=None: torch.cat(more, dim=1))
-    ours = sample_latent(model.dit, noise, model.schedule(8), (text[0][:1], text[1][:1]),
-                         (null[0][:1], null[1][:1]), Guidance(3.0), 25, normalised)
+    # The extra tokens' noise as diffusers draws it, each condition's as (B, C, f, h, w); then a draw a step.
+    extra = [flatten_latent(torch.randn(1, 8, f, 3, 4, generator=generator)) for f in (1, 2)]
+    draws = [torch.cat(extra, dim=1)]
+    monkeypatch.setattr("minltx.sampler.draw", lambda shape, generators, device=None: (
+        draws.pop() if draws else torch.randn(1, *shape, generator=generator)))
+    text, null = [tuple(x[:1] for x in pair) for pair in (text, null)]
+    ours = sample_latent(model.dit, noise, model.schedule(8), text, null, Guidance(3.0), 25, normalised,
+                         condition_noise=condition_noise)
     close(flatten_latent(ours), flatten_latent(theirs) if theirs.ndim == 5 else theirs, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_pipelines_own_decoding(folders):
+    """diffusers from noise to pixels, its order of decode noise included, against `mix_raw`."""
+    model, transformer, vae, _ = folders["0.9.5"]
+    text, null, given = words()
+    noise = torch.randn(2, 8, 3, 3, 4)
+    given.update(output_type="pt", decode_timestep=0.05, decode_noise_scale=0.1)
+    theirs = pipeline(diffusers.LTXPipeline, transformer, vae, scheduler())(
+        latents=flatten_latent(noise), generator=torch.Generator().manual_seed(7), **given).frames
+    model.dit.config, before = replace(model.dit.config, causal_time=False), model.dit.config
+    latent = sample_latent(model.dit, noise, shifted_schedule(8, 36), text, null, Guidance(3.0), 25)
+    model.dit.config = before
+    last = torch.randn(2, 8, 3, 3, 4, generator=torch.Generator().manual_seed(7))
+    ours = decode(model.vae, latent, 0.05, 0.1, last, mix_raw=True)
+    close((ours + 1) / 2, theirs.movedim(1, 2), atol=1e-4)
 
 
 @torch.no_grad()

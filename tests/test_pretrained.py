@@ -19,8 +19,9 @@ from minltx.workshop.checkpoint import SHIPPED, load_checkpoint
 
 safetensors = pytest.importorskip("safetensors.torch")
 import sample                                                                             # noqa: E402
-from minltx.pretrained import RELEASES, LTXVideo, load_pretrained, save_pretrained, store  # noqa: E402
-from minltx.pretrained.releases import ReleaseConfig, SamplingConfig                      # noqa: E402
+from minltx.pretrained import (RELEASES, LTXVideo, folder_config, load_pretrained,        # noqa: E402
+                               official_config, save_pretrained, store)
+from minltx.pretrained.releases import NEGATIVE, ReleaseConfig, SamplingConfig            # noqa: E402
 from minltx.pretrained.t5 import encode_prompts, load_embeddings, load_t5, save_embeddings  # noqa: E402
 from tiny_releases import VAES, release                                                   # noqa: E402
 
@@ -149,6 +150,7 @@ def test_what_a_header_says_about_sampling(files, tmp_path):
     model = load_pretrained(file)
     sampling, t = model.config.sampling, model.schedule(8, 48)
     golden = {"0.9.0": [1.0, 0.91757, 0.82465, 0.7191], "0.9.5": [1, 0.99375, 0.9875, 0.98125]}
+    assert sampling.shifted == (version != "0.9.5") and sampling.guidance.cfg == 3.0
     if version in golden:
         torch.testing.assert_close(t[:4], torch.tensor(golden[version]), rtol=0, atol=1e-5)
     else:
@@ -161,6 +163,11 @@ def test_what_a_header_says_about_sampling(files, tmp_path):
     model = load_pretrained(tmp_path / "d.safetensors")
     torch.testing.assert_close(model.schedule(tokens=48), torch.tensor([1.0, 0.9, 0.4, 0.0]))
     assert model.config.sampling.stochastic and model.config.sampling.guidance == Guidance()
+    text = torch.randn(1, 5, 32), torch.ones(1, 5)
+    made = [model.generate(text, seeds=[4], size=(9, 32, 64), stochastic=s) for s in (None, True, False)]
+    assert torch.equal(made[0], made[1]) and (made[1] - made[2]).abs().max() > 1e-3
+    near = [model.generate(text, seeds=[4], size=(9, 32, 64), start=made[0], change=c) for c in (0.9, 0.8)]
+    assert torch.equal(*near)                                           # 0.8 is not one of its times
     with pytest.raises(ValueError, match="exactly 3 steps, not 8"):
         model.schedule(8)
 
@@ -178,11 +185,13 @@ def test_a_release_samples_by_its_own_rules(files):
         model.generate(text, seeds=[0], size=(9, 64, 64))
     with pytest.raises(ValueError, match="9 or 17"):
         model.generate(text, null, [0], size=(10, 64, 64))
-    start = model.generate(text, null, [4], start=a, strength=0.0, size=(17, 64, 64), decode_noise=0.0)
-    mean = model.vae.encode(a)[0]
-    plain = model.vae.decode(mean, torch.tensor([0.05]), torch.Generator().manual_seed(4)).clamp(-1, 1)
-    if version != "0.9.1":
-        torch.testing.assert_close(start, plain, rtol=0, atol=1e-5)                 # nothing was changed
+    start = model.generate(text, null, [4], start=a, change=0.0, size=(17, 64, 64), decode_noise=0.0)
+    mean, generator = model.vae.encode(a)[0], torch.Generator().manual_seed(4 + 2**32)
+    torch.randn(mean.shape[1:], generator=generator)                            # the decode noise, not used
+    plain = model.vae.decode(mean, torch.tensor([0.05]), generator).clamp(-1, 1)
+    torch.testing.assert_close(start, plain, rtol=0, atol=2e-5)                     # nothing was changed
+    with pytest.raises(ValueError, match="this transformer has 3"):
+        model.generate(text, null, [0], guidance=Guidance(3.0, 1.0, (19,)), size=(9, 64, 64))
 
 
 @torch.no_grad()
@@ -226,6 +235,9 @@ def test_a_header_less_file_is_named_by_its_release(tmp_path, monkeypatch):
     safetensors.save_file(safetensors.load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match="does not say what it is.*release="):
         load_pretrained(tmp_path / "b.safetensors")
+    for file, name, says in (("b", "1.0", "unknown release '1.0'"), ("a", "0.9.5", "leave out release")):
+        with pytest.raises(ValueError, match=says):
+            load_pretrained(tmp_path / f"{file}.safetensors", release=name)
     same_weights(load_pretrained(tmp_path / "b.safetensors", release="0.9.5"), release("0.9.5"))
 
 
@@ -264,7 +276,7 @@ FILE_FAULTS = {
     "truncated in its header": (lambda f: f.write_bytes(f.read_bytes()[:300]), "cut off"),
     "pickle": (lambda f: f.write_bytes(pickle.dumps(Bomb())), "no safetensors file"),
     "no header": (lambda f: changed(f, metadata={}), "does not say what it is"),
-    "header no JSON": (lambda f: changed(f, metadata={"config": "{"}), "no JSON"),
+    "header no JSON": (lambda f: changed(f, metadata={"config": "{"}), "not readable as JSON"),
     "header a list": (lambda f: changed(f, metadata={"config": "[1]"}), "not an object"),
     "no vae": (lambda f: changed(f, {"vae": None}), "lacks the field 'vae'"),
     "no transformer": (lambda f: changed(f, {"transformer": None}), "lacks the field 'transformer'"),
@@ -284,10 +296,135 @@ FILE_FAULTS = {
                          "no place for: vae.extra"),
     "misshapen tensor": (lambda f: changed(f, tensors={Q: torch.zeros(64, 63)}), "has the shape (64, 63)"),
     "integers": (lambda f: changed(f, tensors={Q: torch.zeros(64, 64, dtype=torch.int8)}),
-                 "holds torch.int8"),
+                 "holds I8"),
     "one layer too few": (lambda f: changed(f, {"transformer.num_layers": 2}),
                           "no place for: model.diffusion_model"),
 }
+
+
+# Values of fields that no config should have: path in the header, value, what the sentence has to say.
+NONSENSE = [
+    ("transformer.num_attention_heads", 0, "num_attention_heads"),
+    ("transformer.num_layers", 10**9, "num_layers"), ("transformer.num_layers", 5000, "cannot be built"),
+    ("transformer.attention_head_dim", 7, "cross_attention_dim"),
+    ("transformer.caption_channels", 10**30, "caption_channels"), ("transformer.norm_eps", 1e-5, "norm_eps"),
+    ("transformer.double_self_attention", True, "double_self_attention"),
+    ("transformer.positional_embedding_max_pos", 5, "positional_embedding_max_pos"),
+    ("transformer.positional_embedding_max_pos", [20, 2048], "one number per axis"),
+    ("transformer.positional_embedding_max_pos", [[20], 1, 1], "positional_embedding_max_pos"),
+    ("transformer.positional_embedding_theta", [1], "positional_embedding_theta"),
+    ("transformer.positional_embedding_theta", 10**400, "positional_embedding_theta"),
+    ("transformer.causal_temporal_positioning", "yes", "causal_temporal_positioning"),
+    ("vae.timestep_conditioning", "false", "timestep_conditioning"),
+    ("vae.encoder_blocks", [[["res_x"], {}]], "not the name of a block"),
+    ("vae.decoder_blocks", [["compress_all", {"residual": "no"}]], "residual"),
+    ("vae.decoder_blocks", 5, "no list of blocks"), ("vae.encoder_blocks", [["res_x", 0]], "num_layers"),
+    ("vae.encoder_blocks", [["compress_space_res", {"multiplier": 3}], ["compress_time_res", {}],
+                            ["compress_all_res", {}], ["compress_all_res", {}]], "cannot be built"),
+    ("vae.encoder_base_channels", -8, "encoder_base_channels"), ("vae.scaling_factor", 2.0, "scaling_factor"),
+    ("scheduler.target_shift_terminal", "0.1", "terminal"),
+    ("scheduler.shifting", "SimpleDiffusion", "shifting"),
+    ("allowed_inference_steps", 5, "allowed_inference_steps"), ("allowed_inference_steps", [None], "times"),
+    ("allowed_inference_steps", [0.4, 1.0], "times"), ("allowed_inference_steps", [2], "times"),
+]
+
+
+@pytest.mark.parametrize("field, value, says", NONSENSE)
+def test_nonsense_in_a_header_is_named(tmp_path, field, value, says):
+    """No tensors needed: all of it is told before any is looked at."""
+    header = json.loads(json.dumps(HEADERS["0.9.5"]))
+    *parents, leaf = field.split(".")
+    place = header
+    for parent in parents:
+        place = place[parent]
+    place[leaf] = value
+    safetensors.save_file({}, tmp_path / "a.safetensors", {"config": json.dumps(header)})
+    with pytest.raises(ValueError) as error:
+        load_pretrained(tmp_path / "a.safetensors")
+    assert says in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_header_of_brackets_is_no_json(tmp_path):
+    safetensors.save_file({}, tmp_path / "a.safetensors", {"config": "[" * 100_000})
+    with pytest.raises(ValueError, match="not readable as JSON"):
+        load_pretrained(tmp_path / "a.safetensors")
+
+
+OLD_FIELDS = {      # what an official transformer's header holds besides, from older classes
+    "_diffusers_version": "0.25.1", "_name_or_path": "PixArt-alpha/PixArt-XL-2-256x256",
+    "attention_bias": True, "attention_type": "default", "double_self_attention": False, "dropout": 0.0,
+    "norm_num_groups": 32,
+    "num_embeds_ada_norm": 1000, "num_vector_embeds": None, "only_cross_attention": False,
+    "project_to_2d_pos": True, "upcast_attention": False, "use_linear_projection": False, "sample_size": 128,
+    "positional_embedding_type": "rope"}
+BIG = {**TRANSFORMER, **OLD_FIELDS, "num_attention_heads": 32, "attention_head_dim": 64, "num_layers": 28,
+       "in_channels": 128, "out_channels": 128, "cross_attention_dim": 2048, "caption_channels": 4096}
+BIG_OLD = [["res_x", 4], ["compress_all", 1], ["res_x_y", 1], ["res_x", 3], ["compress_all", 1],
+           ["res_x_y", 1], ["res_x", 3], ["compress_all", 1], ["res_x", 3], ["res_x", 4]]
+BIG_VAE = {**COMMON, "latent_channels": 128}
+CONDITIONED = {**BIG_VAE, "timestep_conditioning": True, "spatial_padding_mode": "zeros"}
+LATE_VAE = {**CONDITIONED, "encoder_blocks": [
+    ["res_x", {"num_layers": 4}], ["compress_space_res", {"multiplier": 2}], ["res_x", {"num_layers": 6}],
+    ["compress_time_res", {"multiplier": 2}], ["res_x", {"num_layers": 6}],
+    ["compress_all_res", {"multiplier": 2}], ["res_x", {"num_layers": 2}],
+    ["compress_all_res", {"multiplier": 2}], ["res_x", {"num_layers": 2}]],
+    "decoder_blocks": [["res_x", {"num_layers": 5, "inject_noise": False}], UP] * 3 + [
+        ["res_x", {"num_layers": 5, "inject_noise": False}]]}
+SHIFT = {"_class_name": "RectifiedFlowScheduler", "_diffusers_version": "0.25.1", "num_train_timesteps": 1000,
+         "shifting": "SD3", "base_resolution": None, "target_shift_terminal": 0.1}
+QUADRATIC = {**SHIFT, "sampler": "LinearQuadratic", "shifting": None, "target_shift_terminal": None}
+NOISY = [["res_x", {"num_layers": n, "inject_noise": n < 8}] for n in (5, 6, 7, 8)]
+LATE = {**BIG, "causal_temporal_positioning": True}
+FULL = {
+    "0.9.0": {"transformer": BIG, "vae": {**BIG_VAE, "blocks": BIG_OLD}, "scheduler": SHIFT},
+    "0.9.1": {"transformer": BIG, "scheduler": SHIFT, "vae": {
+        **CONDITIONED, "encoder_blocks": BIG_OLD,
+        "decoder_blocks": [NOISY[0], UP, NOISY[1], UP, NOISY[2], UP, NOISY[3]]}},
+    "0.9.5": {"transformer": LATE, "vae": LATE_VAE, "scheduler": QUADRATIC},
+    "0.9.6-distilled": {"transformer": LATE, "vae": LATE_VAE, "scheduler": QUADRATIC,
+                        "allowed_inference_steps": [1.0, .9937, .9875, .9812, .975, .9094, .725, .4219]}}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_size_headers_are_the_releases(tmp_path, name):
+    """With the fields of older classes that official headers carry; STG in block 19 and all."""
+    safetensors.save_file({}, tmp_path / "a.safetensors", {"config": json.dumps(FULL[name])})
+    assert official_config(tmp_path / "a.safetensors") == RELEASES[name]
+
+
+HUB = {             # the folders of the hub, with diffusers' defaults left out as there
+    "0.9.0": ({"latent_channels": 128, "scaling_factor": 1.0}, True),
+    "0.9.1": ({"decoder_block_out_channels": [256, 512, 1024], "decoder_layers_per_block": [5, 6, 7, 8],
+               "decoder_spatio_temporal_scaling": [True] * 3, "upsample_residual": [True] * 3,
+               "decoder_inject_noise": [True, True, True, False], "upsample_factor": [2] * 3,
+               "timestep_conditioning": True}, True),
+    "0.9.5": ({"block_out_channels": [128, 256, 512, 1024, 2048], "layers_per_block": [4, 6, 6, 2, 2],
+               "down_block_types": ["LTXVideo095DownBlock3D"] * 4, "downsample_type": [
+                   "spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+               "spatio_temporal_scaling": [True] * 4,
+               "decoder_block_out_channels": [256, 512, 1024], "decoder_layers_per_block": [5, 5, 5, 5],
+               "decoder_spatio_temporal_scaling": [True] * 3, "decoder_inject_noise": [False] * 4,
+               "upsample_residual": [True] * 3, "upsample_factor": [2] * 3, "timestep_conditioning": True,
+               "spatial_compression_ratio": 32, "temporal_compression_ratio": 8}, False)}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_full_size_folders_are_the_releases(tmp_path, name):
+    vae, shifting = HUB[name]
+    transformer = {"_class_name": "LTXVideoTransformer3DModel", "num_attention_heads": 32,
+                   "attention_head_dim": 64, "num_layers": 28, "in_channels": 128, "out_channels": 128,
+                   "caption_channels": 4096, "cross_attention_dim": 2048, "norm_eps": 1e-6,
+                   "qk_norm": "rms_norm_across_heads"}
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": shifting,
+                 "shift_terminal": 0.1 if shifting else None, "base_shift": 0.95, "max_shift": 2.05,
+                 "base_image_seq_len": 1024, "max_image_seq_len": 4096, "shift": 1.0,
+                 "use_karras_sigmas": False}
+    for part, file, fields in (("vae", "config", {"_class_name": "AutoencoderKLLTXVideo", **vae}),
+                               ("transformer", "config", transformer),
+                               ("scheduler", "scheduler_config", scheduler)):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / f"{file}.json").write_text(json.dumps(fields))
+    assert folder_config(tmp_path)[0] == RELEASES[name]
 
 
 @pytest.fixture(scope="module")
@@ -339,6 +476,7 @@ FOLDER_FAULTS = {
     "no weights": (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(),
                    "no diffusion_pytorch_model"),
     "pickles": (only_pickles, "a pickle, which could execute code"),
+    "index a list": (lambda f: shard(f, []), "no weight_map"),
     "shard missing": (lambda f: shard(f, {"weight_map": {"x": "gone.safetensors"}}), "no file"),
     "index without map": (lambda f: shard(f, {"metadata": {}}), "no weight_map"),
     "tensor twice": (twice, "for a second time"),
@@ -421,12 +559,9 @@ def test_the_shipped_toy_as_an_official_file(tmp_path):
 
 
 def same_toy(toy, model):
+    """The loaded model samples the toy's video, and knows by itself how."""
     text, null = toy.embed(["a red 7 moving left"]), toy.embed([""])
-    video = model.generate(text, null, [3], size=(17, 32, 32), steps=4, guidance=Guidance(5.0), fps=16.0,
-                           condition_noise=0.0)
-    schedule_is_the_toys = model.config.sampling.schedule == "shifted"
-    assert schedule_is_the_toys
-    assert torch.equal(video, toy.generate(["a red 7 moving left"], [3], steps=4, guidance=5.0))
+    assert torch.equal(model.generate(text, null, [3]), toy.generate(["a red 7 moving left"], [3]))
 
 
 @torch.no_grad()
@@ -511,10 +646,17 @@ def test_prompts_are_padded_masked_and_kept(t5, tmp_path):
             and kept[2] == prompts[::-1])
     with pytest.raises(ValueError, match="does not hold 'a ship'"):
         load_embeddings(tmp_path / "w.safetensors", ["a ship"])
+    with pytest.raises(ValueError, match="with 9 tokens where this one has 128 tokens in lower case"):
+        load_embeddings(tmp_path / "w.safetensors", prompts, 128, True)
+    for n, broken in enumerate(({"prompts": 5}, {"prompts": ["a"], "tokens": 9}, {"prompts": [1, 2]}, [])):
+        path = tmp_path / f"{n}.safetensors"
+        safetensors.save_file({"text": text, "mask": mask}, path, {"minltx": json.dumps(broken)})
+        with pytest.raises(ValueError):
+            load_embeddings(path)
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_embeddings_are_those_of_diffusers(t5, tiny_files, masked):
+def test_embeddings_are_those_of_diffusers(t5, masked):
     """LTXConditionPipeline masks padding in T5, LTXPipeline does not (SPEC 7)."""
     diffusers = pytest.importorskip("diffusers")
     tokenizer, encoder = load_t5(t5)
@@ -552,11 +694,13 @@ def test_the_three_commands_of_the_readme(t5, tiny_files, tmp_path, capsys):
     (["--text", "absent.safetensors"], "no file absent.safetensors"),
     (["--text", "WORDS"], "does not hold 'a ship'"),
     (["--text", "WORDS", "--negative", "ugly", "--checkpoint", "x.pt"], "two models"),
+    (["--text", "short"], "with 2 tokens where this one has 256 tokens"),
     (["--t5", "absent"], "no folder text_encoder"),
 ])
 def test_mistakes_with_weights_get_one_line(tiny_files, tmp_path, capsys, monkeypatch, options, says):
     monkeypatch.chdir(tmp_path)
     save_embeddings("words", ["a storm"], torch.zeros(1, 2, 32), torch.ones(1, 2))
+    save_embeddings("short", ["a ship", NEGATIVE], torch.zeros(2, 2, 32), torch.ones(2, 2))
     options = ["words" if option == "WORDS" else option for option in options]
     assert sample.main(["a ship", "--weights", str(tiny_files / "ltx.safetensors"), *options]) == 2
     error = capsys.readouterr().err.strip()

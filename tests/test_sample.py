@@ -72,23 +72,26 @@ def test_image_to_video_starts_with_the_picture_and_follows_the_caption(tmp_path
 
 
 def test_clips_are_extended_held_to_a_keyframe_and_changed(tmp_path):
-    """What sample.py wrote can be given back to it: each result is near the original where it should be."""
+    """What sample.py wrote can be given back to it: the digit is where the original's is, in pixels."""
     def run(name, *options):
         path = tmp_path / name
         assert sample.main(["a red 7 moving left", "--seed", "3", "--out", str(path), *options]) == 0
-        return frames_of(path)[0][0].astype(float)
+        frames = frames_of(path)[0]
+        video = torch.from_numpy(frames).permute(0, 4, 1, 2, 3) / 127.5 - 1
+        return frames[0], metrics.centres(metrics.brightness(video))[0][0]               # (F, 2)
 
-    whole = run("whole.npz")
-    np.savez(tmp_path / "half.npz", frames=whole[None, :9].astype(np.uint8), prompts=["half"])
-    Image.fromarray(whole[16].astype(np.uint8)).save(tmp_path / "last.png")
-    other = run("other.npz", "--seed", "8")
-    far = lambda a, b: np.abs(a - b).mean()
-    extended = run("extended.npz", "--seed", "8", "--given", str(tmp_path / "half.npz"), "0")
-    assert far(extended[:9], whole[:9]) < 0.3 * far(other[:9], whole[:9])
-    held = run("held.npz", "--seed", "8", "--given", str(tmp_path / "last.png"), "16")
-    assert far(held[16], whole[16]) < 0.5 * far(other[16], whole[16])
-    changed = run("changed.npz", "--seed", "8", "--start", str(tmp_path / "whole.npz"), "--change", "0.4")
-    assert far(changed, whole) < 0.5 * far(other, whole)
+    frames, path = run("whole.npz")
+    np.savez(tmp_path / "half.npz", frames=frames[None, :9], prompts=["half"])
+    Image.fromarray(frames[16]).save(tmp_path / "last.png")
+    off = lambda other: (other - path).norm(dim=1)
+    assert (off(run("other.npz", "--seed", "5")[1]) > 1.5).all()                          # without: elsewhere
+    extended = off(run("extended.npz", "--seed", "5", "--given", str(tmp_path / "half.npz"), "0")[1])
+    assert extended[:9].max() < 0.7 and extended.max() < 1.5
+    held = off(run("held.npz", "--seed", "5", "--given", str(tmp_path / "last.png"), "16")[1])
+    assert held[16] < 1
+    start = str(tmp_path / "whole.npz")
+    changed = off(run("changed.npz", "--seed", "5", "--start", start, "--change", "0.5")[1])
+    assert changed.max() < 1
 
 
 @pytest.mark.parametrize("options, shape", [(["--frames", "9"], (9, 32, 32)),

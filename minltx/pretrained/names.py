@@ -22,8 +22,7 @@ DIFFUSERS_VAE = [
     (r"time_embedder\.(linear_[12])\.", r"time_embedder.timestep_embedder.\1."),
     (r"^decoder\.last_time_embedder\.", "decoder.time_embedder."),
     (r"^decoder\.last_scale_shift_table$", "decoder.scale_shift_table")]
-UNUSED_STATISTICS = tuple(f"vae.per_channel_statistics.{name}" for name in
-                          ("mean-of-stds", "mean-of-stds_over_std-of-means", "channel"))
+UNUSED_STATISTICS = "vae.per_channel_statistics."     # official files keep more of these than are used
 
 
 def rename(name, rules):

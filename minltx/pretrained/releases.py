@@ -16,11 +16,13 @@ NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a release samples (SPEC 4, 5.3). `schedule` is "shifted" (stretched to `terminal`, None: not at
-    all), "linear_quadratic" or "uniform"; `times` is a distilled model's fixed list, which goes before it;
-    size is (frames, height, width) in pixels."""
+    """How a release samples (SPEC 4, 5.3). `schedule` is "uniform" or "linear_quadratic", then `shifted` by
+    the number of tokens or not, and stretched to `terminal` if it is (None: not). `times` is a distilled
+    model's fixed list, instead of all that. size is (frames, height, width) in pixels. ValueError for
+    nonsense."""
 
     schedule: str = "linear_quadratic"
+    shifted: bool = False
     terminal: float | None = None
     times: tuple = ()
     steps: int = 40
@@ -33,6 +35,30 @@ class SamplingConfig:
     lowercase: bool = False
     size: tuple = (121, 704, 1216)
     fps: float = 30.0
+
+    def __post_init__(self):
+        wrong = [name for name, right in (
+            ("schedule", self.schedule in ("uniform", "linear_quadratic")),
+            ("terminal", self.terminal is None or between(self.terminal, 0, 1)),
+            ("times", all(between(t, 1e-6, 1) for t in self.times) and
+             list(self.times) == sorted(set(self.times), reverse=True)),
+            ("steps", whole(self.steps)), ("text_tokens", whole(self.text_tokens)),
+            ("size", len(self.size) == 3 and all(map(whole, self.size))),
+            ("fps", between(self.fps, 1e-6, 1e6)), ("condition_noise", between(self.condition_noise, 0, 1)),
+            ("decode_t", between(self.decode_t, 0, 1)), ("decode_noise", between(self.decode_noise, 0, 1)),
+        ) if not right]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {getattr(self, wrong[0])!r}, which is no way to sample")
+
+
+def whole(x):
+    """Is x a whole number from 1 on, and not absurd?"""
+    return isinstance(x, int) and not isinstance(x, bool) and 1 <= x <= 2**20
+
+
+def between(x, low, high):
+    """Is x a number from low to high? (NaN is in no range.)"""
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and low <= x <= high
 
 
 @dataclass(frozen=True)
@@ -59,7 +85,8 @@ VAE_091 = replace(
                     ("up", (2, 2, 2), 128), ("noisy", 5)))
 VAE_095 = VAEConfig()
 
-EARLY = SamplingConfig(schedule="shifted", terminal=0.1, text_tokens=128, lowercase=True,
+# Steps and guidance as in the official repository's present configs; text, size and fps as at the release.
+EARLY = SamplingConfig(schedule="uniform", shifted=True, terminal=0.1, text_tokens=128, lowercase=True,
                        size=(121, 480, 704), fps=25.0)
 DISTILLED = SamplingConfig(times=(1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219), steps=8,
                            guidance=Guidance(), stochastic=True)
@@ -74,41 +101,54 @@ RELEASES = {
 
 
 class Fields:
-    """A dictionary from a file, read field by field: complaints name the file's part and the field."""
+    """A dictionary from a file, read field by field: complaints name the file's part and the field. A field
+    that is null counts as absent."""
 
     def __init__(self, values, where):
         if not isinstance(values, dict):
             raise ValueError(f"{where} is not an object with fields")
-        self.values, self.where = values, where
+        self.values, self.where = {k: v for k, v in values.items() if v is not None}, where
 
     def get(self, name, *default):
         """The field, or the default where there is one."""
         if name not in self.values and not default:
             raise ValueError(f"{self.where} lacks the field {name!r}")
-        value = self.values.get(name, *default)
-        return default[0] if value is None and default else value
+        return self.values.get(name, *default)
+
+    def checked(self, name, right, kind, default):
+        """The field, if right(value); `kind` says in words what it has to be."""
+        value = self.get(name, *default)
+        if value is not None and not right(value):
+            raise ValueError(f"{self.where}: {name} is {value!r:.60}, which is no {kind}")
+        return value
 
     def count(self, name, *default):
         """The field as a positive whole number."""
-        value = self.get(name, *default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{self.where}: {name} is {value!r}, which is no positive whole number")
-        return value
+        return self.checked(name, whole, "positive whole number", default)
+
+    def flag(self, name, default=False):
+        """The field as true or false."""
+        return self.checked(name, lambda x: isinstance(x, bool), "true or false", (default,))
+
+    def number(self, name, *default):
+        """The field as a positive number."""
+        return self.checked(name, lambda x: between(x, 1e-9, 1e9), "positive number", default)
 
     def counts(self, name, default):
-        """The field as a list of whole numbers."""
-        values = self.get(name, default)
-        if not isinstance(values, (list, tuple)) or not values or any(
-                isinstance(x, bool) or not isinstance(x, int) or x < 0 for x in values):
-            raise ValueError(f"{self.where}: {name} is {values!r}, which is no list of whole numbers")
-        return values
+        """The field as a list of positive whole numbers."""
+        return self.listed(name, whole, "list of positive whole numbers", default)
+
+    def listed(self, name, right, kind, default):
+        """The field as a list, not empty, of which every entry is right."""
+        return tuple(self.checked(name, lambda x: isinstance(x, (list, tuple)) and len(x) > 0 and all(
+            map(right, x)), kind, (default,)))
 
     def must_be(self, **expected):
         """Each field, where there is one, has to hold this value (or one of a tuple): minltx has no other."""
         for name, values in expected.items():
             values = values if isinstance(values, tuple) else (values,)
             if name in self.values and self.values[name] not in values:
-                raise ValueError(f"{self.where}: {name} is {self.values[name]!r}, and minltx only knows "
+                raise ValueError(f"{self.where}: {name} is {self.values[name]!r:.60}, and minltx only knows "
                                  f"{' or '.join(map(repr, values))}")
 
 
@@ -120,22 +160,26 @@ def dit_config(fields, vae, causal_time):
         _class_name=("Transformer3DModel", "LTXVideoTransformer3DModel"), activation_fn="gelu-approximate",
         qk_norm=("rms_norm", "rms_norm_across_heads"), standardization_norm="rms_norm", norm_eps=1e-6,
         norm_elementwise_affine=False, patch_size=1, patch_size_t=1, timestep_scale_multiplier=1000,
-        attention_bias=True, attention_out_bias=True)       # other fields are of older classes: no effect
+        attention_bias=True, attention_out_bias=True, positional_embedding_type="rope",
+        double_self_attention=False, only_cross_attention=False)     # other fields: older classes, no effect
     heads, C = fields.count("num_attention_heads"), fields.count("in_channels")
-    width = heads * fields.count("attention_head_dim")
+    width, depth = heads * fields.count("attention_head_dim"), fields.count("num_layers")
     for name, expected in (("out_channels", C), ("cross_attention_dim", width)):
         if fields.get(name, expected) != expected:
-            raise ValueError(f"{fields.where}: {name} is {fields.get(name)}, "
+            raise ValueError(f"{fields.where}: {name} is {fields.get(name)!r:.60}, "
                              f"and minltx needs {expected} here")
     if vae.latent_channels != C:
         raise ValueError(f"the transformer has {C} latent channels and the VAE {vae.latent_channels}")
-    if width < 6:
-        raise ValueError(f"{fields.where}: a width of {width} leaves nothing to rotate: "
-                         "RoPE needs 6 channels")
-    return DiTConfig(C, width, fields.count("num_layers"), heads,
-                     fields.count("caption_channels"), vae.stride,
-                     tuple(map(float, fields.get("positional_embedding_max_pos", (20.0, 2048.0, 2048.0)))),
-                     float(fields.get("positional_embedding_theta", 10000.0)), causal_time)
+    if width < 6 or width % 2 or width > 2**16 or depth > 1000:
+        raise ValueError(f"{fields.where}: {depth} layers of width {width} cannot be built: RoPE turns pairs "
+                         "of channels, from 6 on, and no released model has 1,000 layers")
+    reach = fields.listed("positional_embedding_max_pos", lambda x: between(x, 1e-9, 1e9),
+                          "list of positive numbers", (20.0, 2048.0, 2048.0))
+    if len(reach) != 3:
+        raise ValueError(f"{fields.where}: positional_embedding_max_pos is {reach}, not one number per axis")
+    theta = float(fields.number("positional_embedding_theta", 10000.0))
+    return DiTConfig(C, width, depth, heads, fields.count("caption_channels"), vae.stride,
+                     tuple(map(float, reach)), theta, causal_time)
 
 
 def dit_fields(config):
@@ -160,8 +204,11 @@ def official_blocks(fields, names):
     pairs = []
     for block in blocks:
         if not isinstance(block, (list, tuple)) or len(block) != 2:
-            raise ValueError(f"{fields.where}: {block!r} is not a block, a pair of a name and its parameters")
+            raise ValueError(f"{fields.where}: {block!r:.60} is not a block, "
+                             "a pair of a name and its parameters")
         name, parameters = block
+        if not isinstance(name, str):
+            raise ValueError(f"{fields.where}: {name!r:.60} is not the name of a block")
         parameters = {"num_layers": parameters} if isinstance(parameters, int) else parameters
         pairs.append((name, Fields(parameters, f"{fields.where}, block {name}")))
     return pairs
@@ -202,7 +249,7 @@ def decoder_from_official(fields):
     first, blocks = width, []
     for name, p in reversed(listed):
         if name == "res_x":
-            blocks.append(("noisy" if p.get("inject_noise", False) else "res", p.count("num_layers")))
+            blocks.append(("noisy" if p.flag("inject_noise") else "res", p.count("num_layers")))
         elif name == "res_x_y":
             p.must_be(inject_noise=False)
             width //= p.count("multiplier", 2)
@@ -212,7 +259,7 @@ def decoder_from_official(fields):
                 width //= p.count("multiplier", 1)
             else:
                 p.must_be(multiplier=1, residual=False)
-            blocks.append(("up" if p.get("residual", False) else "plain_up", STRIDES[name], width))
+            blocks.append(("up" if p.flag("residual") else "plain_up", STRIDES[name], width))
         else:
             raise ValueError(f"{p.where}: minltx does not know this kind of block")
     return first, tuple(blocks)
@@ -228,7 +275,7 @@ def vae_from_official(values):
     encoder_width, encoder = encoder_from_official(fields)
     decoder_width, decoder = decoder_from_official(fields)
     return VAEConfig(fields.count("latent_channels"), fields.count("patch_size", 4), encoder_width, encoder,
-                     decoder_width, decoder, bool(fields.get("timestep_conditioning", False)))
+                     decoder_width, decoder, fields.flag("timestep_conditioning"))
 
 
 def whole_factor(a, b, block):
@@ -250,9 +297,9 @@ def vae_to_official(config):
         if kind == "width":
             encoder.append(["res_x_y", {"multiplier": times}])
         elif kind == "down":
-            encoder.append([kinds[block[1]] + "_res", {"multiplier": times}])
+            encoder.append([kinds.get(block[1], "no") + "_res", {"multiplier": times}])
         elif kind == "stride" and times == 1:
-            encoder.append([kinds[block[1]], {}])
+            encoder.append([kinds.get(block[1], "no"), {}])
         elif kind == "stride" and block[1] == (2, 2, 2):
             encoder.append(["compress_all_x_y", {"multiplier": times}])
         else:
@@ -270,10 +317,13 @@ def vae_to_official(config):
         elif kind in ("up", "plain_up") and block[1] == (2, 2, 2):
             decoder.append(["compress_all", {"residual": kind == "up", "multiplier": times}])
         elif kind == "plain_up" and times == 1:
-            decoder.append([kinds[block[1]], {}])
+            decoder.append([kinds.get(block[1], "no"), {}])
         else:
             raise ValueError(f"the official format has no words for {block} in a decoder")
         width = outputs
+    if any(name.startswith("no") for name, _ in encoder + decoder):
+        raise ValueError("the official format has no words for a stride of this VAE: it knows (2, 1, 1), "
+                         "(1, 2, 2) and (2, 2, 2)")
     return {"_class_name": "CausalVideoAutoencoder", "dims": 3, "in_channels": 3, "out_channels": 3,
             "latent_channels": config.latent_channels, "encoder_blocks": encoder,
             "decoder_blocks": decoder[::-1], "encoder_base_channels": config.encoder_width,
@@ -288,24 +338,35 @@ DOWN_TYPES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2,
 LATE = "LTXVideo095DownBlock3D"       # the down block of 0.9.5 and later; before it, LTXVideoDownBlock3D
 
 
-def same_length(where, side, count, **lists):
+def long_enough(where, side, count, **lists):
     for name, values in lists.items():
-        if not isinstance(values, (list, tuple)) or len(values) < count:
-            raise ValueError(f"{where}: {name} has no {count} entries, one for every stage of the {side}")
+        if len(values) < count:
+            raise ValueError(f"{where}: {name} has {len(values)} entries, fewer than the {count} "
+                             f"that the {side} needs")
+
+
+def layer_count(x):
+    return x == 0 and not isinstance(x, bool) or whole(x) and x <= 1000
+
+
+def is_flag(x):
+    return isinstance(x, bool)
 
 
 def encoder_from_diffusers(f):
     """-> (first width, blocks, the name in diffusers of every block)."""
     widths = f.counts("block_out_channels", (128, 256, 512, 512))
-    layers = f.counts("layers_per_block", (4, 3, 3, 3, 4))
-    scaled = f.get("spatio_temporal_scaling", (True, True, True, False))
-    types = f.get("down_block_types", ("LTXVideoDownBlock3D",) * 4)
-    downs = f.get("downsample_type", ("conv",) * 4)
+    layers = f.listed("layers_per_block", layer_count, "list of numbers of layers", (4, 3, 3, 3, 4))
+    scaled = f.listed("spatio_temporal_scaling", is_flag, "list of true and false", (True, True, True, False))
+    types = f.listed("down_block_types", lambda x: x in (LATE, "LTXVideoDownBlock3D"),
+                     "list of LTXVideoDownBlock3D or LTXVideo095DownBlock3D", ("LTXVideoDownBlock3D",) * 4)
+    downs = f.listed("downsample_type", lambda x: x == "conv" or isinstance(x, str) and x in DOWN_TYPES,
+                     "list of conv, spatial, temporal or spatiotemporal", ("conv",) * 4)
     late = types[-1] == LATE
     stages = len(widths) - late
-    same_length(f.where, "encoder", stages, down_block_types=types, spatio_temporal_scaling=scaled,
+    long_enough(f.where, "encoder", stages, down_block_types=types, spatio_temporal_scaling=scaled,
                 downsample_type=downs)
-    same_length(f.where, "encoder", stages + 1, layers_per_block=layers)
+    long_enough(f.where, "encoder", stages + 1, layers_per_block=layers)
     blocks, names, width = [], [], widths[0]
 
     def add(block, name):
@@ -318,31 +379,30 @@ def encoder_from_diffusers(f):
             add(("res", layers[i]), stage)
         if scaled[i] and types[i] == LATE and downs[i] in DOWN_TYPES:
             add(("down", DOWN_TYPES[downs[i]], outputs), f"{stage}.downsamplers.0")
-        elif scaled[i] and (types[i] == "LTXVideoDownBlock3D" or downs[i] == "conv"):
+        elif scaled[i]:
             add(("stride", (2, 2, 2), width), f"{stage}.downsamplers.0")
-        elif scaled[i] or types[i] not in (LATE, "LTXVideoDownBlock3D"):
-            raise ValueError(f"{f.where}: unknown down block {types[i]!r} of type {downs[i]!r}")
         if types[i] == "LTXVideoDownBlock3D" and outputs != width:
             add(("width", outputs), f"{stage}.conv_out")
         width = outputs
-    if layers[stages]:
-        add(("res", layers[stages]), "encoder.mid_block")
+    if layers[-1]:
+        add(("res", layers[-1]), "encoder.mid_block")
     return widths[0], tuple(blocks), names
 
 
 def decoder_from_diffusers(f):
     """-> (first width, blocks, the name in diffusers of every block). Lists are written shallow to deep."""
     widths = f.counts("decoder_block_out_channels", (128, 256, 512, 512))
-    layers = f.counts("decoder_layers_per_block", (4, 3, 3, 3, 4))
+    layers = f.listed("decoder_layers_per_block", layer_count, "list of numbers of layers", (4, 3, 3, 3, 4))
     factors, stages = f.counts("upsample_factor", (1,) * 4), len(widths)
-    scaled = f.get("decoder_spatio_temporal_scaling", (True, True, True, False))
-    residual = f.get("upsample_residual", (False,) * 4)
-    noisy = f.get("decoder_inject_noise", (False,) * 5)
-    same_length(f.where, "decoder", stages, decoder_spatio_temporal_scaling=scaled,
+    scaled, residual, noisy = (
+        f.listed(name, is_flag, "list of true and false", default) for name, default in (
+            ("decoder_spatio_temporal_scaling", (True, True, True, False)),
+            ("upsample_residual", (False,) * 4), ("decoder_inject_noise", (False,) * 5)))
+    long_enough(f.where, "decoder", stages, decoder_spatio_temporal_scaling=scaled,
                 upsample_residual=residual, upsample_factor=factors)
-    same_length(f.where, "decoder", stages + 1, decoder_layers_per_block=layers, decoder_inject_noise=noisy)
+    long_enough(f.where, "decoder", stages + 1, decoder_layers_per_block=layers, decoder_inject_noise=noisy)
     widths, scaled, residual, factors, layers, noisy = (
-        tuple(x)[::-1] for x in (widths, scaled, residual, factors, layers, noisy))
+        x[::-1] for x in (widths, scaled, residual, factors, layers, noisy))
     groups = [("noisy" if noise else "res", n) for n, noise in zip(layers, noisy)]
     blocks, names, width = [], [], widths[0]
 
@@ -353,9 +413,9 @@ def decoder_from_diffusers(f):
     if layers[0]:
         add(groups[0], "decoder.mid_block")
     for i in range(stages):
-        stage, factor = f"decoder.up_blocks.{i}", max(1, factors[i])
+        stage, factor = f"decoder.up_blocks.{i}", factors[i]
         inputs, outputs = width // factor, widths[i] // factor
-        if inputs != outputs and (factor > 1 or f.get("timestep_conditioning", False)):
+        if inputs != outputs and (factor > 1 or f.flag("timestep_conditioning")):
             raise ValueError(f"{f.where}: decoder stage {i} narrows {inputs} to {outputs} channels "
                              "beside its upsampling, which a decoder that is told t cannot")
         if inputs != outputs:
@@ -375,13 +435,13 @@ def vae_from_diffusers(values):
     """
     f = Fields(values, "vae/config.json")
     f.must_be(_class_name="AutoencoderKLLTXVideo", in_channels=3, out_channels=3, patch_size_t=1,
-              encoder_causal=True, decoder_causal=False, scaling_factor=1.0)
+              encoder_causal=True, decoder_causal=False, scaling_factor=1.0, resnet_norm_eps=1e-6)
     encoder_width, encoder, down = encoder_from_diffusers(f)
     decoder_width, decoder, up = decoder_from_diffusers(f)
     names = {f"encoder.down_blocks.{i}": name for i, name in enumerate(down)}
     names |= {f"decoder.up_blocks.{i}": name for i, name in enumerate(up)}
     return VAEConfig(f.count("latent_channels", 128), f.count("patch_size", 4), encoder_width, encoder,
-                     decoder_width, decoder, bool(f.get("timestep_conditioning", False))), names
+                     decoder_width, decoder, f.flag("timestep_conditioning")), names
 
 
 def stages_of(blocks, order):

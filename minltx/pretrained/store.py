@@ -24,16 +24,20 @@ def library():
     return safetensors
 
 
+def sentence(error):
+    """The first line of an error, shortened; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:80]
+
+
 def open_file(path):
-    """path -> an open safetensors file.
-    ValueError with one sentence for a file that is none or is cut off."""
+    """path -> an open safetensors file. ValueError with one sentence for one that is none or is cut off."""
     safetensors = library()
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}")
     try:
         return safetensors.safe_open(path, framework="pt")
     except Exception as error:      # the library's own kinds of error differ from version to version
-        raise ValueError(f"{path} is no safetensors file, or is cut off ({str(error).splitlines()[0][:80]}): "
+        raise ValueError(f"{path} is no safetensors file, or is cut off ({sentence(error)}): "
                          "download it again") from None
 
 
@@ -42,14 +46,23 @@ def metadata(path):
     return open_file(path).metadata() or {}
 
 
+def parse_json(text, where):
+    """JSON -> values. ValueError with one sentence."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not readable as JSON ({sentence(error)})") from None
+
+
 def read_json(path):
     """A JSON file. ValueError with one sentence."""
     try:
-        return json.loads(Path(path).read_text())
+        text = Path(path).read_text()
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not readable as JSON ({error})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable ({sentence(error)})") from None
+    return parse_json(text, path)
 
 
 def locate(files):
@@ -68,13 +81,14 @@ def shards(folder):
     """The weight files of a diffusers component, one or several with an index."""
     folder = Path(folder)
     index, single = (folder / f"diffusion_pytorch_model.safetensors{end}" for end in (".index.json", ""))
-    if single.is_file():
-        return [single]
     if index.is_file():
-        weights = read_json(index).get("weight_map")
+        stored = read_json(index)
+        weights = stored.get("weight_map") if isinstance(stored, dict) else None
         if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
             raise ValueError(f"{index} has no weight_map")
         return [folder / Path(name).name for name in sorted(set(weights.values()))]
+    if single.is_file():
+        return [single]
     pickles = sorted(p.name for p in folder.glob("*.bin"))
     if pickles:
         raise ValueError(f"{folder} holds {pickles[0]}, a pickle, which could execute code: "
@@ -88,31 +102,23 @@ def listed(names, most=3):
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def fill(module, names, where, dtype, device, source):
-    """Put the tensors of a file into a module on the meta device, one after the other.
+def check(module, names, where, source):
+    """ValueError unless a file holds every tensor of a module in its shape.
 
-    names: the module's name -> the file's; where: the file's name -> its open file. Nothing is ever held
-    twice. ValueError for missing and for misshapen tensors; all of them are checked before the first is read.
+    names: the module's name -> the file's; where: the file's name -> its open file. Nothing is read yet.
     """
     targets = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     missing = [stored for stored in names.values() if stored not in where]
     if missing:
         raise ValueError(f"{source} lacks {listed(missing)}")
     for name, stored in names.items():
-        shape = tuple(where[stored].get_slice(stored).get_shape())
+        part = where[stored].get_slice(stored)
+        shape, kind = tuple(part.get_shape()), part.get_dtype()
         if shape != tuple(targets[name].shape):
             raise ValueError(f"{source}: {stored} has the shape {shape}, and its config asks for "
                              f"{tuple(targets[name].shape)}")
-    for name, stored in names.items():
-        tensor = where[stored].get_tensor(stored)
-        if not tensor.is_floating_point():
-            raise ValueError(f"{source}: {stored} holds {tensor.dtype}, not floating-point numbers")
-        owner, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(owner)
-        tensor = tensor.to(device=device, dtype=dtype)
-        if leaf in owner._parameters:
-            tensor = torch.nn.Parameter(tensor)
-        setattr(owner, leaf, tensor)
+        if not kind.startswith(("F", "BF")):
+            raise ValueError(f"{source}: {stored} holds {kind}, not floating-point numbers")
 
 
 def refuse_left_over(where, used, source):
@@ -120,6 +126,18 @@ def refuse_left_over(where, used, source):
     left = set(where) - set(used)
     if left:
         raise ValueError(f"{source} holds tensors that its config has no place for: {listed(left)}")
+
+
+def fill(module, names, where, dtype, device, source):
+    """Put a file's tensors into a module on the meta device, one by one: nothing is ever held twice."""
+    for name, stored in names.items():
+        try:
+            tensor = where[stored].get_tensor(stored).to(device=device, dtype=dtype)
+        except Exception as error:      # a kind of number that this torch does not have, a full memory
+            raise ValueError(f"{source}: cannot read {stored} ({sentence(error)})") from None
+        owner, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(owner)
+        setattr(owner, leaf, torch.nn.Parameter(tensor) if leaf in owner._parameters else tensor)
 
 
 def write(path, tensors, header=None):

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from minltx.pretrained import store
-from minltx.pretrained.releases import NEGATIVE, RELEASES
+from minltx.pretrained.releases import NEGATIVE, RELEASES, Fields
 
 
 def load_t5(folder, dtype=torch.float32, device="cpu"):
@@ -28,12 +28,13 @@ def load_t5(folder, dtype=torch.float32, device="cpu"):
         if not (Path(folder) / part).is_dir():
             raise ValueError(f"{folder} has no folder {part}: "
                              "the released repositories hold text_encoder and tokenizer")
+    safe = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "tokenizer", **safe)
         encoder = T5EncoderModel.from_pretrained(Path(folder) / "text_encoder", dtype=dtype,
-                                                 use_safetensors=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"cannot load T5 from {folder}: {str(error).splitlines()[0]}") from None
+                                                 use_safetensors=True, local_files_only=True)
+    except Exception as error:      # the library's errors are of many kinds
+        raise ValueError(f"cannot load T5 from {folder}: {store.sentence(error)}") from None
     return tokenizer, encoder.to(device).eval()
 
 
@@ -53,27 +54,40 @@ def encode_prompts(prompts, tokenizer, encoder, tokens=256, lowercase=False, mas
     return text, mask.to(text.dtype)
 
 
-def save_embeddings(path, prompts, text, mask):
-    """Keep prompts, embeddings (B, L, width) and mask (B, L) in one safetensors file."""
-    store.write(path, {"text": text, "mask": mask}, {"prompts": json.dumps(list(prompts))})
+def save_embeddings(path, prompts, text, mask, tokens=None, lowercase=False):
+    """Keep prompts, embeddings (B, L, width) and mask (B, L) in one safetensors file, and how they were made:
+    padded to how many tokens (default: L), in lower case or not."""
+    tokens = text.shape[1] if tokens is None else tokens
+    kept = {"prompts": list(prompts), "tokens": tokens, "lowercase": lowercase}
+    store.write(path, {"text": text, "mask": mask}, {"minltx": json.dumps(kept)})
 
 
-def load_embeddings(path, prompts=None):
-    """The file of `save_embeddings` -> embeddings, mask, prompts;
-    or those of the prompts asked for, in that order.
+def load_embeddings(path, prompts=None, tokens=None, lowercase=None):
+    """The file of `save_embeddings` -> embeddings, mask, prompts; of the prompts asked for, in order.
 
-    ValueError for a foreign file and for a prompt that it does not hold.
+    ValueError for a foreign file, for a prompt that it does not hold, and if tokens and lowercase are given
+    and it was made otherwise, that is, for another release.
     """
-    stored, kept = store.open_file(path), store.metadata(path).get("prompts")
-    if kept is None or not {"text", "mask"} <= set(stored.keys()):
+    stored, kept = store.open_file(path), store.metadata(path).get("minltx")
+    if kept is None or set(stored.keys()) != {"text", "mask"}:
         raise ValueError(f"{path} holds no embeddings: write it with python -m minltx.pretrained.t5")
-    text, mask, kept = stored.get_tensor("text"), stored.get_tensor("mask"), json.loads(kept)
+    kept = Fields(store.parse_json(kept, path), path)
+    known = kept.listed("prompts", lambda x: isinstance(x, str), "list of prompts", ())
+    text, mask = stored.get_tensor("text"), stored.get_tensor("mask")
+    if text.ndim != 3 or mask.shape != text.shape[:2] or len(text) != len(known):
+        raise ValueError(f"{path}: embeddings {tuple(text.shape)} and mask {tuple(mask.shape)} do not fit "
+                         f"{len(known)} prompts: write it again")
+    made = kept.count("tokens"), kept.flag("lowercase")
+    if tokens is not None and made != (tokens, lowercase):
+        words = [f"{n} tokens{' in lower case' * lower}" for n, lower in (made, (tokens, lowercase))]
+        raise ValueError(f"{path} was written for another release, with {words[0]} where this one has "
+                         f"{words[1]}: write it again with --release")
     for prompt in prompts or ():
-        if prompt not in kept:
-            raise ValueError(f"{path} does not hold {prompt!r}, only {', '.join(map(repr, kept))}: "
+        if prompt not in known:
+            raise ValueError(f"{path} does not hold {prompt!r}, only {', '.join(map(repr, known))}: "
                              "embed it with python -m minltx.pretrained.t5")
-    rows = [kept.index(prompt) for prompt in prompts or kept]
-    return text[rows], mask[rows], [kept[row] for row in rows]
+    rows = [known.index(prompt) for prompt in prompts or known]
+    return text[rows], mask[rows], [known[row] for row in rows]
 
 
 def main(argv=None):
@@ -92,7 +106,7 @@ def main(argv=None):
         tokenizer, encoder = load_t5(args.folder, getattr(torch, args.dtype), args.device)
         prompts = [*args.prompts, args.negative]
         text, mask = encode_prompts(prompts, tokenizer, encoder, sampling.text_tokens, sampling.lowercase)
-        save_embeddings(args.out, prompts, text, mask)
+        save_embeddings(args.out, prompts, text, mask, sampling.text_tokens, sampling.lowercase)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"minltx.pretrained.t5: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2

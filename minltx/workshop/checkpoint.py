@@ -59,12 +59,12 @@ class ToyModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, captions, seeds, frames=None, size=None, steps=STEPS, guidance=GUIDANCE,
-                 conditions=(), start=None, strength=1.0, fps=None, **more):
+                 conditions=(), start=None, change=1.0, fps=None, **more):
         """Captions and as many seeds -> video (B, 3, F, H, W) in [-1, 1], on the CPU.
 
         frames, size (height, width) and fps default to the training clips'. conditions are (video (1 or B, 3,
         F', H, W), frame where it starts, strength). start (1 or B, 3, F, H, W) is a video to change: it is
-        made noisy to the time `strength`, 1 leaving nothing of it. `more` goes to `sampler.generate`.
+        made noisy to the time `change`, 1 leaving nothing of it. `more` goes to `sampler.generate`.
         ValueError for unknown words and for frames or sizes that the VAE cannot code. The same seed gives the
         same video, whatever else is in the batch.
         """
@@ -73,7 +73,7 @@ class ToyModel(nn.Module):
         size = (frames or data.frames, *(size or (data.size, data.size)))
         schedule = shifted_schedule(steps, math.prod(self.vae.latent_shape(*size)[1:]))
         if start is not None:
-            schedule = schedule_from(schedule, strength)
+            schedule = schedule_from(schedule, change)
         return generate(self.vae, self.dit, self.embed(captions), self.embed([""] * len(captions)), seeds,
                         size, schedule, Guidance(guidance), fps or data.fps, conditions, start, **more).cpu()
 

@@ -74,7 +74,7 @@ def measure(model, clips, scenes, seeds, classifier):
     recoloured = [[replace(s[0], colour=names[(names.index(s[0].colour) + 1) % len(names)])] for s in scenes]
     rows["video_to_video"] = {}
     for change in (0.3, 0.5, 0.7, 0.9, 1.0):
-        video = generate(start=clips, strength=change, captions=[caption(s) for s in recoloured])
+        video = generate(start=clips, change=change, captions=[caption(s) for s in recoloured])
         rows["video_to_video"][change] = {**read(video, recoloured), "off": off(video, clips, slice(None))}
         if change == 0.9:
             shown["another colour, change 0.9"] = video

@@ -31,6 +31,26 @@ def peak_gib():
     return most / 2 ** (30 if sys.platform == "darwin" else 20)
 
 
+def run_dit(grid):
+    """Build the transformer and run it once -> figures."""
+    dit = DiT(DiTConfig()).eval()
+    torch.nn.init.normal_(dit.proj_out.weight, std=0.02)                # as made, it predicts zero
+    latent, text = torch.randn(1, 128, *grid), torch.randn(1, 16, 4096)
+    v, seconds = timed(lambda: dit(latent, torch.tensor([0.5]), text))
+    return {"parameters": sum(p.numel() for p in dit.parameters()), "seconds": seconds,
+            "finite": bool(v.isfinite().all()), "std": v.std().item(), "peak_gib": peak_gib()}
+
+
+def run_vae(pixels):
+    """Build the VAE, encode a picture and decode it -> figures."""
+    vae = VideoVAE(VAEConfig()).eval()
+    (mean, _), encode = timed(lambda: vae.encode(torch.rand(1, 3, 1, pixels, pixels) * 2 - 1))
+    video, decode = timed(lambda: vae.decode(mean, torch.tensor([0.05])))
+    return {"parameters": sum(p.numel() for p in vae.parameters()), "encode_seconds": encode,
+            "decode_seconds": decode, "finite": bool(video.isfinite().all()), "std": video.std().item(),
+            "latent": list(mean.shape), "video": list(video.shape), "peak_gib": peak_gib()}
+
+
 @torch.no_grad()
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -40,21 +60,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     report = {"torch": torch.__version__, "threads": torch.get_num_threads(), "grid": list(args.grid),
-              "pixels": args.pixels}
-    dit, _ = timed(lambda: DiT(DiTConfig()).eval())
-    torch.nn.init.normal_(dit.proj_out.weight, std=0.02)                # as made, it predicts zero
-    latent, text = torch.randn(1, 128, *args.grid), torch.randn(1, 16, 4096)
-    v, seconds = timed(lambda: dit(latent, torch.tensor([0.5]), text))
-    report["dit"] = {"parameters": sum(p.numel() for p in dit.parameters()), "seconds": seconds,
-                     "finite": bool(v.isfinite().all()), "std": v.std().item(), "peak_gib": peak_gib()}
-    del dit
-    vae = VideoVAE(VAEConfig()).eval()
-    (mean, _), encode = timed(lambda: vae.encode(torch.rand(1, 3, 1, args.pixels, args.pixels) * 2 - 1))
-    video, decode = timed(lambda: vae.decode(mean, torch.tensor([0.05])))
-    report["vae"] = {"parameters": sum(p.numel() for p in vae.parameters()), "encode_seconds": encode,
-                     "decode_seconds": decode, "finite": bool(video.isfinite().all()),
-                     "std": video.std().item(), "latent": list(mean.shape), "video": list(video.shape),
-                     "peak_gib": peak_gib()}
+              "pixels": args.pixels, "dit": run_dit(args.grid), "vae": run_vae(args.pixels)}
     pictures.put_in_place(args.out, lambda part: part.write_text(json.dumps(report, indent=1) + "\n"))
     print(json.dumps(report, indent=1))
 
