@@ -38,9 +38,13 @@ def flow_loss(v, target, weight):
     return ((v - target).square() * weight).sum() / weight.sum()
 
 
-def shift_mu(tokens):
-    """The shift mu of SPEC 4.2: 0.95 at 1024 tokens, 2.05 at 4096, a straight line that is not clamped."""
-    return 0.95 + (tokens - 1024) * (2.05 - 0.95) / (4096 - 1024)
+SHIFT = ((1024, 0.95), (4096, 2.05))    # tokens and mu, at two points of a straight line (SPEC 4.2)
+
+
+def shift_mu(tokens, line=SHIFT):
+    """How far times are shifted towards noise: a straight line in the number of tokens, not clamped."""
+    (low, mu_low), (high, mu_high) = line
+    return mu_low + (tokens - low) * (mu_high - mu_low) / (high - low)
 
 
 def sample_t(count, tokens, generator=None):
@@ -54,10 +58,11 @@ def sample_t(count, tokens, generator=None):
     return torch.where(uniform[0] < 0.1, uniform[1], t)
 
 
-def shift_times(t, tokens, terminal=None):
+def shift_times(t, tokens, terminal=None, line=SHIFT):
     """Times (steps,) from 1 down, shifted towards noise by the number of tokens, then stretched so that the
     last of them is `terminal` (None: not stretched) (SPEC 4.3)."""
-    t = math.exp(shift_mu(tokens)) / (math.exp(shift_mu(tokens)) + (1 / t - 1))
+    mu = shift_mu(tokens, line)
+    t = math.exp(mu) / (math.exp(mu) + (1 / t - 1))
     return t if terminal is None or len(t) == 1 else 1 - (1 - t) * (1 - terminal) / (1 - t[-1])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minltx.dit import DiT, DiTConfig, flatten_latent
-from minltx.flow import linear_quadratic_schedule, shifted_schedule
+from minltx.flow import SHIFT, linear_quadratic_schedule, shift_times, shifted_schedule
 from minltx.pretrained import LTXVideo, load_pretrained, save_pretrained
 from minltx.pretrained.releases import (VAE_090, VAE_091, ReleaseConfig, SamplingConfig, vae_from_diffusers,
                                         vae_to_diffusers)
@@ -201,11 +201,15 @@ def test_every_released_vae_has_words_in_diffusers():
 
 @pytest.mark.parametrize("steps, grid", [(20, (16, 16, 24)), (40, (16, 15, 22)), (8, (3, 4, 4)),
                                          (50, (8, 8, 8))])
-def test_shifted_schedule(steps, grid):
-    theirs, tokens = scheduler(), math.prod(grid)
-    mu = diffusers.pipelines.ltx.pipeline_ltx.calculate_shift(tokens, 1024, 4096, 0.95, 2.05)
+@pytest.mark.parametrize("line", [((1024, 0.95), (4096, 2.05)), ((256, 0.5), (4096, 1.15))])
+def test_shifted_schedule(steps, grid, line):
+    theirs, tokens, ((low, mu_low), (high, mu_high)) = scheduler(), math.prod(grid), line
+    mu = diffusers.pipelines.ltx.pipeline_ltx.calculate_shift(tokens, low, high, mu_low, mu_high)
     theirs.set_timesteps(sigmas=[1 - i / steps for i in range(steps)], mu=mu)
-    assert (shifted_schedule(steps, tokens) - theirs.sigmas).abs().max() <= 1e-6
+    uniform = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
+    assert (shift_times(uniform, tokens, 0.1, line) - theirs.sigmas[:-1]).abs().max() <= 1e-6
+    if line == SHIFT:
+        assert (shifted_schedule(steps, tokens) - theirs.sigmas).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("steps", [2, 7, 8, 20, 30, 40])

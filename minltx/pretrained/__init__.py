@@ -50,7 +50,7 @@ class LTXVideo(nn.Module):
         schedule = linear_quadratic_schedule(steps) if c.schedule == "linear_quadratic" else \
             torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         if c.shifted:
-            shifted = shift_times(schedule[:-1].double(), tokens, c.terminal)
+            shifted = shift_times(schedule[:-1].double(), tokens, c.terminal, c.shift_line)
             schedule = torch.cat([shifted, schedule[-1:]])
         return schedule.float()
 
@@ -213,8 +213,9 @@ def folder_config(path):
         scheduler.must_be(use_karras_sigmas=False, use_beta_sigmas=False, use_exponential_sigmas=False,
                           invert_sigmas=False)
         if known["shifted"]:
-            scheduler.must_be(time_shift_type="exponential", base_shift=0.95, max_shift=2.05,
-                              base_image_seq_len=1024, max_image_seq_len=4096)
+            scheduler.must_be(time_shift_type="exponential")
+            known["shift_line"] = tuple((scheduler.number(f"{end}_image_seq_len", n), scheduler.number(
+                f"{end}_shift", mu)) for end, n, mu in (("base", 256, 0.5), ("max", 4096, 1.15)))
         else:
             scheduler.must_be(shift=1.0)
     sampling = sampling_for(causal_time, dit.depth, vae.timestep_conditioning, **known)
@@ -226,6 +227,7 @@ def sampling_from(values, where):
     try:
         guidance = {**values["guidance"], "stg_blocks": tuple(values["guidance"]["stg_blocks"])}
         return SamplingConfig(**{**values, "times": tuple(values["times"]), "size": tuple(values["size"]),
+                                 "shift_line": tuple(map(tuple, values["shift_line"])),
                                  "guidance": Guidance(**guidance)})
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{where}: its sampling is not understood ({store.sentence(error)})") from None
@@ -260,8 +262,9 @@ def save_pretrained(model, path):
     transformer = {"_class_name": "LTXVideoTransformer3DModel", "patch_size": 1, "patch_size_t": 1,
                    "qk_norm": "rms_norm_across_heads", **dit_fields(config.dit)}
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000,
-                 "use_dynamic_shifting": s.shifted, "base_shift": 0.95, "max_shift": 2.05,
-                 "base_image_seq_len": 1024, "max_image_seq_len": 4096, "shift_terminal": s.terminal,
+                 "use_dynamic_shifting": s.shifted, "base_shift": s.shift_line[0][1],
+                 "max_shift": s.shift_line[1][1], "base_image_seq_len": s.shift_line[0][0],
+                 "max_image_seq_len": s.shift_line[1][0], "shift_terminal": s.terminal,
                  "stochastic_sampling": s.stochastic, "time_shift_type": "exponential"}
     parts = (("transformer", model.dit, names.diffusers_dit_names(model.dit), transformer),
              ("vae", model.vae, names.diffusers_vae_names(model.vae, blocks), vae))

@@ -8,6 +8,7 @@ block. What a file says and minltx cannot do is an error with the field's name, 
 from dataclasses import dataclass, replace
 
 from minltx.dit import DiTConfig
+from minltx.flow import SHIFT
 from minltx.sampler import Guidance
 from minltx.vae import VAEConfig
 
@@ -17,12 +18,13 @@ NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
 @dataclass(frozen=True)
 class SamplingConfig:
     """How a release samples (SPEC 4, 5.3). `schedule` is "uniform" or "linear_quadratic", then `shifted` by
-    the number of tokens or not, and stretched to `terminal` if it is (None: not). `times` is a distilled
-    model's fixed list, instead of all that. size is (frames, height, width) in pixels. ValueError for
-    nonsense."""
+    the number of tokens (along `shift_line`) or not, and stretched to `terminal` if it is (None: not).
+    `times` is a distilled model's fixed list, instead of all that. size is (frames, height, width) in pixels.
+    ValueError for nonsense."""
 
     schedule: str = "linear_quadratic"
     shifted: bool = False
+    shift_line: tuple = SHIFT
     terminal: float | None = None
     times: tuple = ()
     steps: int = 40
@@ -39,6 +41,8 @@ class SamplingConfig:
     def __post_init__(self):
         wrong = [name for name, right in (
             ("schedule", self.schedule in ("uniform", "linear_quadratic")),
+            ("shift_line", all(between(x, -1e6, 1e6) for point in self.shift_line for x in point) and
+             len(self.shift_line) == 2 and self.shift_line[0][0] < self.shift_line[1][0]),
             ("terminal", self.terminal is None or between(self.terminal, 0, 1)),
             ("times", all(between(t, 1e-6, 1) for t in self.times) and
              list(self.times) == sorted(set(self.times), reverse=True)),
