@@ -4,8 +4,7 @@ or the released one.
     python sample.py "a red 7 moving left"
     python sample.py "a green 3 moving up" "a blue 8 moving right" --out two.png --seed 5
     python sample.py "a red 7 moving left" --image seven.png --out moved.gif
-    python sample.py "a lighthouse in a storm" --weights ltx-video-2b-v0.9.5.safetensors
-        --text words.safetensors
+    python sample.py "a lighthouse in a storm" --weights ltx.safetensors --text words.safetensors
 
 The toy's words are: a digit 0-9, a colour (red, green, blue, yellow, cyan, magenta) and a direction
 (left, right, up, down). Released weights take any prompt: embed it first with python -m minltx.pretrained.t5.
@@ -48,8 +47,8 @@ def options():
         help="a name that ends in .gif, .png (sheet), .npz or .mp4 (default: %(default)s)")
     add("--image", metavar="FILE", help="a picture to start from: image-to-video")
     add("--given", nargs="+", action="append", default=[], metavar=("FILE", "FRAME [STRENGTH]"),
-        help="a picture or clip (.gif, .npz, .mp4) that stands at this frame: a keyframe, or what to extend; "
-             "strength 1 keeps it, below 1 it may change; may be repeated")
+        help="(after the prompts) a picture or clip (.png, .npz, .mp4 ...) that stands at this frame: a "
+             "keyframe, or what to extend; strength 1 keeps it, below 1 it may change; may be repeated")
     add("--start", metavar="FILE", help="a clip to change: video-to-video")
     add("--change", type=float, default=0.7, help="how much, 0 to 1, of --start (default: %(default)s)")
     add("--steps", type=int, help="steps of the sampler (default: the model's)")
@@ -81,9 +80,9 @@ def given_clips(args, height, width):
     clips = []
     for path, *where in listed + args.given:
         try:
-            frame, strength = int(where[0]), float((where[1:] or [1])[0])
-            assert len(where) <= 2
-        except (IndexError, ValueError, AssertionError):
+            frame, strength = [*map(float, where), *[1.0] * (2 - len(where))]
+            frame = int(where[0])
+        except (IndexError, ValueError):
             raise ValueError(f"--given {path} {' '.join(where)} is not understood: write FILE FRAME or "
                              "FILE FRAME STRENGTH, such as last.png 16 1") from None
         clips.append((pictures.load_clip(path, height, width), frame, strength))
@@ -95,7 +94,7 @@ def bar(steps):
 
 
 def toy(args, device):
-    """-> (frames, height, width), fps and generate(prompts, seeds, **what both models take) of a toy."""
+    """-> the VAE, (frames, height, width), fps and generate(prompts, seeds, ...) of a toy."""
     model = load_checkpoint(args.checkpoint or SHIPPED)[0].to(device)
     model.check(args.prompts)
     data = model.config.data
@@ -148,6 +147,10 @@ def sample(args):
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} {value} is out of range: use {low} to {high}")
+    alone = [name for name in ("text", "t5", "negative", "stg", "release", "dtype")
+             if getattr(args, name) is not None]
+    if alone and not args.weights:
+        raise ValueError(f"--{alone[0]} goes with --weights, released ones: add that, or leave it out")
     if args.weights and args.checkpoint:
         raise ValueError("--weights and --checkpoint are two models: give one")
     vae, size, fps, generate = (released if args.weights else toy)(args, pick_device(args.device))

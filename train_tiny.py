@@ -1,6 +1,6 @@
 """Train a toy LTX-Video on moving digits: settings, data, stage 1 (VAE), stage 2 (transformer), report.
 
-    python train_tiny.py                          the default toy, a few minutes on two CPU cores
+    python train_tiny.py                          the default toy, about nine minutes on two CPU cores
     python train_tiny.py --digits mnist           handwritten digits, downloaded; or --digits FOLDER
     python train_tiny.py --preset large           64x64, 17 frames, two digits: for a GPU or an evening
     python train_tiny.py --resume                 go on where the last checkpoint in --out stands
@@ -75,7 +75,7 @@ VAE_STAGE, BANK, DIT_STAGE, EVALUATION = range(4)   # who draws random numbers, 
 
 
 def scaled(settings, budget):
-    """The same settings with `budget` times as many steps in every phase, and clips if it is more than 1."""
+    """The same settings with `budget` times the steps of every phase and, above 1, the clips of the bank."""
     if not 0 < budget < 1000:
         raise ValueError(f"--budget {budget} is no amount of training: use a number above 0, such as 0.5")
     return replace(settings, dit_steps=max(1, round(settings.dit_steps * budget)),
@@ -175,8 +175,8 @@ def batch_of_latents(model, data, bank, scenes, layout, settings, generator):
     """A training batch -> latents (B, C, f, h, w), their scenes, and the condition that goes with the layout.
 
     "free": nothing is given; "still": images; "start": the first frame, or the first few latent ones, are
-    given; "keyframe": some later frame; "end": the last frames. The last two need the given frames encoded
-    alone, so their clips are new.
+    given; "keyframe": some later frame; "end": the last frames. The last two need extra tokens, frames that
+    are encoded alone, so their clips are rendered anew.
     """
     device, B, c = bank.device, settings.dit_batch, model.config.data
     if layout in ("free", "still", "start"):
@@ -228,7 +228,7 @@ def dit_step(model, latent, captions, condition, settings, generator):
 
 
 def train_dit(run, model, data, latents, scenes, held_out):
-    """Text-to-video and image-to-video in one batch; in turn batches of still images and other conditions."""
+    """Batches in turn: captions only, still images, and one kind of condition each (LAYOUTS)."""
     settings, device = run.settings, run.device
     latents = model.vae.normalize(latents)
     check, check_scenes = encode_bank(model.vae, held_out, 256, run.seed, device, held_out=True)

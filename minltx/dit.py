@@ -1,7 +1,7 @@
 """The diffusion transformer: every latent voxel sees every other, in space and in time.
 
 A block is self-attention over all tokens of all frames at once, cross-attention to the caption, and a
-feed-forward layer. Unusual (paper, section 3): queries and keys are RMS-normalised, the time t reaches all
+feed-forward layer. Unusual (SPEC 3): queries and keys are RMS-normalised, the time t reaches all
 blocks through *one* shared linear layer plus a small table per block (adaLN-single), and t may differ from
 token to token: a token with t = 0 is a given picture, which is all that image-to-video needs.
 """

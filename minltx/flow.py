@@ -1,9 +1,9 @@
 """Rectified flow: the straight path from data to noise, its velocity, training times and schedules.
 
-Pure functions on tensors of any shape; the same file moves 2-D points in a notebook and video latents. Time
-runs as in LTX-Video: t = 1 is noise, t = 0 is data. Unusual: both the training times and the sampler's steps
-are shifted towards noise by the number of tokens, because the more tokens show the same thing, the more noise
-it takes to hide it (SPEC 4).
+Pure functions on tensors of any shape: 2-D points move as video latents do. Time runs as in LTX-Video: t = 1
+is noise, t = 0 is data. Unusual: the training times, and up to 0.9.1 the sampler's steps, are shifted towards
+noise by the number of tokens, because the more tokens show the same thing, the more noise it takes to hide it
+(SPEC 4).
 """
 
 import math
@@ -48,8 +48,9 @@ def shift_mu(tokens, line=SHIFT):
 
 
 def sample_t(count, tokens, generator=None):
-    """Training times (count,): logit-normal around the shift, its tails cut at the 0.5 and 99.9 percentiles
-    and stretched to [0, 1], and one in ten uniform, so that no time starves (SPEC 4.2)."""
+    """Training times (count,): logit-normal around the shift, stretched so that its 0.5 and 99.9 percentiles
+    become 0 and 1 (what falls below 0 is reflected, above 1 clamped), and one in ten uniform, so that no time
+    starves (SPEC 4.2)."""
     mu = shift_mu(tokens)
     low, high = (1 / (1 + math.exp(-(mu + z))) for z in (-2.5758, 3.0902))
     t = torch.sigmoid(mu + torch.randn(count, generator=generator))

@@ -56,9 +56,8 @@ class Attention(nn.Module):
     x (B, N, D) asks, context (B, M, D) answers (default: x itself) -> (B, N, D). Queries and keys
     are RMS-normalised over all of D *before* the split into heads, and rotated there too if `rotate` (a
     function (B, N, D) -> (B, N, D)) is given. mask (B, M): 1 = keep; a masked key gets a bias of -10000
-    (SPEC 3.2, step 8). perturb puts something simpler in the place of the attended values: a token's own
-    value ("attention_values") or its input ("attention_skip"); the sampler can steer away
-    from that (SPEC 5.2).
+    (SPEC 3.2, step 8). perturb, for the sampler's spatio-temporal guidance, puts something simpler in the
+    place of the attended values: a token's own value ("attention_values") or its input ("attention_skip").
     """
 
     def __init__(self, width, heads):

@@ -1,9 +1,10 @@
-"""What the VAE is trained on, and how the terms add up (paper, section 2.3).
+"""What the VAE is trained on, and how the terms add up (SPEC 8).
 
 A wavelet loss makes the network answer for edges and motion, which a pixel loss forgives; the KL term keeps
 the latents in a range where noise means something. One term is ours, not the paper's: what minimises an error
 paints the uncertain too faint, and in a video motion is the uncertain part. Retrained VAEs of this kind are
 known to freeze. `motion` asks every clip for as much energy in its frame differences as the original has.
+Left out are the paper's perceptual loss and its reconstruction GAN: they buy texture, which flat digits lack.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Trade space and time for channels, and back: everything in LTX-Video that changes resolution is this.
 
 Unusual for a video VAE: the 4x4 patchify that others put in front of the transformer stands in front of the
-*encoder*, so a latent voxel already is a token (paper, section 2.1). The layers inside the VAE resample with
+*encoder*, so a latent voxel already is a token (SPEC 1.2). The layers inside the VAE resample with
 the same move in three dimensions. Mind the two channel orders: patches count (channel, column, row), the
 inner shuffles (channel, frame, row, column).
 """

@@ -1,6 +1,6 @@
 """Rotary position embedding in seconds and pixels: turn queries and keys by where and when a token is.
 
-Unusual (paper, section 3.1): positions are real coordinates, so the frame rate is part of them and a clip at
+Unusual (SPEC 3.3): positions are real coordinates, so the frame rate is part of them and a clip at
 12 fps is not a slower clip at 24; the frequencies ascend *exponentially from pi/2 upwards*; and the rotation
 acts on the whole width before the split into heads, so each head sees a narrow band of frequencies.
 """
@@ -13,10 +13,9 @@ import torch
 def latent_coordinates(grid, stride, fps, causal, device=None, frame=0):
     """The top left corner of every token -> (3, N): seconds, pixel row, pixel column; N = f*h*w, frame-major.
 
-    grid is (f, h, w); stride is (frames, rows, columns) per token. `causal` shifts the time of all frames but
-    the first by one pixel frame back to where the VAE's first frame, a box of one frame only, put them
-    (SPEC 3.3). fps is frames per second of the pixels; ValueError if it is not positive. frame is the pixel
-    frame at which the clip begins.
+    grid is (f, h, w); stride is (frames, rows, columns) per token. `causal` moves every latent frame but the
+    first stride - 1 pixel frames earlier: the first stands for one pixel frame only (SPEC 3.3). fps is frames
+    per second of the pixels; ValueError if it is not positive. frame is where the clip begins.
     """
     if not fps > 0:
         raise ValueError(f"fps must be positive, not {fps}")

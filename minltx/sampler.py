@@ -1,9 +1,9 @@
 """From noise to video: Euler steps down the velocity, guidance, conditions, a decoder that ends the job.
 
-One mask says what is given: strength 1 where a token is given, 0 where it is free, between where it may still
-change. A given token has its own, earlier time and does not move; that alone is image-to-video, keyframes,
-and extension at either end (SPEC 6). Unusual: the transformer's result is made slightly noisy again before
-decoding: the decoder was trained to remove the last noise.
+One mask says what is given: strength 1 where a token is given, 0 where it is free, in between where it may be
+changed towards the end. A given token has a time of its own, nearer to data, and does not move; that alone is
+image-to-video, keyframes, and extension at either end (SPEC 6). Unusual: the transformer's result is made
+slightly noisy again before decoding: the decoder was trained to remove the last noise.
 """
 
 from dataclasses import dataclass
@@ -75,9 +75,10 @@ STG_MODES = ("attention_values", "attention_skip", "transformer_block")
 
 @dataclass(frozen=True)
 class Guidance:
-    """How far to steer, and away from what (SPEC 5.2). cfg: from no caption (1 and below: off, and the
-    network is asked once a step); stg: from a network that is blind in `stg_blocks` (0: off); rescale: how
-    much of the spread that STG added to take back (1: off, as released). ValueError for an unknown mode."""
+    """How far to steer, and away from what (SPEC 5.2). cfg: from no caption (1 and below: off, the network
+    is asked once); stg, spatio-temporal guidance: from the same network, blind in `stg_blocks` (0: off);
+    rescale: after STG, how far to pull the spread of v back to v_text's, 0 not at all, 0.7 in the released
+    configs, and exactly 1 switches it off, as there. ValueError for an unknown mode and for no blocks."""
 
     cfg: float = 1.0
     stg: float = 0.0

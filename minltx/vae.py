@@ -1,6 +1,6 @@
 """The Video-VAE: compress hard, and let the decoder do the last denoising step.
 
-Three things are unusual (paper, section 2). The encoder starts from patches, so one latent voxel stands for a
+Three things are unusual (SPEC 1 and 2). The encoder starts from patches, so one latent voxel stands for a
 whole box of pixels (32x32x8 of them at full size, 1:192) and the transformer needs no patches of its own. One
 log-variance is shared by all channels of a voxel, so that the KL term cannot buy its peace by giving up some
 channels. And the decoder is told a time t: its input may still carry noise, and going from latents to pixels

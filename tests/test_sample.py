@@ -142,6 +142,8 @@ def broken_checkpoint(tmp_path, kind):
     (["a red 7 moving left", "--start", "absent.npz"], "cannot read absent.npz"),
     (["a red 7 moving left", "--start", PICTURE, "--frames", "17"], "has 1 frames, not 17"),
     (["a red 7 moving left", "--change", "1.5"], "use 0 to 1"),
+    (["a red 7 moving left", "--stg", "1"], "--stg goes with --weights"),
+    (["a red 7 moving left", "--given", PICTURE, "1", "1", "1"], "write FILE FRAME"),
     (["a red 7 moving left", "--weights", "absent.safetensors", "--text", "absent.safetensors"],
      "no file absent"),
     (["a red 7 moving left", "--checkpoint", "absent.pt"], "no checkpoint absent.pt"),

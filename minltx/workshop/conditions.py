@@ -2,8 +2,8 @@
 
     python -m minltx.workshop.conditions --out docs/results/conditions.json
 
-Every row compares with the same captions and seeds without the condition. Digits move in straight lines, so
-that some given frames and the caption settle where the digit is in all others.
+The rows of given frames compare with the same captions and seeds without them. Digits move in straight lines:
+two given frames settle all others, a single one and the caption leave only the speed open.
 """
 
 import argparse
@@ -53,7 +53,8 @@ def measure(model, clips, scenes, seeds, classifier):
         return metrics.psnr(video[:, :, frames], clips[:, :, frames]).mean().item()
 
     free, shown = generate(), {"the clip": clips}
-    rows = {"reconstruction_psnr": quality(reconstruct(model, clips), slice(None))}
+    coded = model.vae.decode(model.vae.encode(clips)[0], torch.zeros(len(clips))).clamp(-1, 1)
+    rows = {"reconstruction_psnr": quality(coded, slice(None))}
     for name, given, judged in (                       # which frames are given, and which judged elsewhere
             ("first frame", slice(0, 1), slice(last, None)),
             ("keyframe at the end", slice(last, None), slice(0, 1)),
@@ -81,11 +82,6 @@ def measure(model, clips, scenes, seeds, classifier):
     return rows, shown
 
 
-def reconstruct(model, video):
-    """Encode and decode without noise."""
-    return model.vae.decode(model.vae.encode(video)[0], torch.zeros(len(video))).clamp(-1, 1)
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
@@ -98,6 +94,9 @@ def main(argv=None):
         model, stored = load_checkpoint(args.checkpoint)
     except ValueError as error:
         print(f"conditions: {error}", file=sys.stderr)
+        return 2
+    if (model.config.data.digits, model.config.data.frames) != (1, 17):
+        print("conditions: the measurements need a model of one digit and 17 frames", file=sys.stderr)
         return 2
     torch.manual_seed(args.seed)
     held_out = MovingDigits(*draw_digits(1000, seed=2 * args.seed + 1), model.config.data)
