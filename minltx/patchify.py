@@ -1,4 +1,4 @@
-"""Trade space and time for channels, and back: everything in LTX-Video that changes resolution is this.
+"""Trade space and time for channels, and back: all that changes resolution in LTX-Video 0.9.5 is this.
 
 Unusual for a video VAE: the 4x4 patchify that others put in front of the transformer stands in front of the
 *encoder*, so a latent voxel already is a token (SPEC 1.2). The layers inside the VAE resample with

@@ -48,7 +48,7 @@ def run_vae(pixels):
     video, decode = timed(lambda: vae.decode(mean, torch.tensor([0.05])))
     return {"parameters": sum(p.numel() for p in vae.parameters()), "encode_seconds": encode,
             "decode_seconds": decode, "finite": bool(video.isfinite().all()), "std": video.std().item(),
-            "latent": list(mean.shape), "video": list(video.shape), "peak_gib": peak_gib()}
+            "latent": list(mean.shape), "video": list(video.shape)}
 
 
 @torch.no_grad()
