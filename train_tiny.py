@@ -340,13 +340,19 @@ def table(report):
 
 # --- The story --------------------------------------------------------------------------------------------
 
-def train(args, command):
-    if args.prompts < 1 or not 0 <= args.seed < 2**32:
-        raise ValueError("--prompts must be at least 1, and --seed from 0 to 4294967295")
+def settings_of(args):
+    """The command line's choice of preset, budget and decoder as Settings."""
     settings = scaled(PRESETS[args.preset], args.budget)
     if args.plain_decoder:
         vae = replace(settings.model.vae, timestep_conditioning=False)
         settings = replace(settings, model=replace(settings.model, vae=vae))
+    return settings
+
+
+def train(args, command):
+    if args.prompts < 1 or not 0 <= args.seed < 2**32:
+        raise ValueError("--prompts must be at least 1, and --seed from 0 to 4294967295")
+    settings = settings_of(args)
     device, out = pick_device(args.device), Path(args.out)
 
     torch.manual_seed(args.seed)

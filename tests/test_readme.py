@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import shlex
+from dataclasses import asdict
 
 import pytest
 
@@ -15,7 +16,7 @@ import train_tiny
 from minltx.dit import DiT
 from minltx.vae import VideoVAE
 from minltx.workshop import tables
-from minltx.workshop.checkpoint import SHIPPED, load_checkpoint
+from minltx.workshop.checkpoint import GUIDANCE, SHIPPED, STEPS, load_checkpoint
 from minltx.workshop.count import CHAPTERS, PACKAGE, chapter_lines
 
 ROOT = PACKAGE.parent
@@ -89,6 +90,18 @@ def test_lines_are_short_enough_to_read():
     long = [f"{p.name}:{i}" for p in files for i, line in enumerate(p.read_text().split("\n"), 1)
             if len(line) > 110]
     assert len(files) > 20 and long == []
+
+
+@pytest.mark.parametrize("name", [*tables.ROWS, "plain"])
+def test_the_rows_are_of_the_present_settings(name, monkeypatch):
+    """Each report's settings are those that its command has in today's code."""
+    report = json.loads((tables.RESULTS / f"{name}.json").read_text())
+    monkeypatch.setattr(train_tiny, "train", lambda args, command: args)
+    args = train_tiny.main(shlex.split(report["command"])[2:])
+    settings = train_tiny.settings_of(args)
+    assert json.loads(json.dumps(asdict(settings))) == report["settings"]
+    assert report["seed"] == args.seed == 0 and report["dit"] is None or (
+        report["dit"]["steps"], report["dit"]["guidance"]) == (STEPS, GUIDANCE)
 
 
 def test_the_shipped_model_is_the_reported_one():
