@@ -2,7 +2,7 @@
 
     python train_tiny.py                          the default toy, about nine minutes on two CPU cores
     python train_tiny.py --digits mnist           handwritten digits, downloaded; or --digits FOLDER
-    python train_tiny.py --preset large           64x64, 17 frames, two digits: for a GPU or an evening
+    python train_tiny.py --preset large           64x64, 17 frames, two digits: 45 minutes, or a GPU
     python train_tiny.py --resume                 go on where the last checkpoint in --out stands
 
 Every step draws its random numbers from (seed, stage, step) alone, so a run that was stopped and resumed

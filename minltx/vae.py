@@ -3,8 +3,8 @@
 Three things are unusual (SPEC 1 and 2). The encoder starts from patches, so one latent voxel stands for a
 whole box of pixels (32x32x8 of them at full size, 1:192) and the transformer needs no patches of its own. One
 log-variance is shared by all channels of a voxel, so that the KL term cannot be met by switching some
-channels off. And the decoder is told a time t: its input may still carry noise, and going from latents to pixels
-is also the last step of denoising.
+channels off. And the decoder is told a time t: its input may still carry noise, and going from latents to
+pixels is also the last step of denoising.
 
 The encoder is causal: latent frame k sees pixel frames 0..stride*k and nothing later, so the latent of a
 clip's first frame is the latent of that frame alone, and an image is a clip of one frame.
