@@ -1,8 +1,8 @@
 """Rotary position embedding in seconds and pixels: turn queries and keys by where and when a token is.
 
 Unusual (SPEC 3.3): positions are real coordinates, so the frame rate is part of them, and the same frames at
-12 fps stand twice as far apart in time as at 24; the frequencies ascend *exponentially from pi/2 upwards*; and
-the rotation acts on the whole width before the split into heads, so each head sees a narrow band of
+12 fps stand twice as far apart in time as at 24; the frequencies ascend *exponentially from pi/2 upwards*;
+and the rotation acts on the whole width before the split into heads, so each head sees a narrow band of
 frequencies.
 """
 
