@@ -26,7 +26,7 @@ from tqdm import tqdm
 from minltx.data import DataConfig, MovingDigits, caption, draw_digits
 from minltx.dit import DiTConfig, flatten_latent
 from minltx.flow import flow_loss, interpolate, sample_t, velocity
-from minltx.losses import LossConfig, vae_loss
+from minltx.losses import Discriminator, LossConfig, discriminator_loss, vae_loss
 from minltx.sampler import Condition, place, token_times
 from minltx.vae import VAEConfig
 from minltx.workshop import metrics, mnist, pictures
@@ -45,16 +45,24 @@ class Settings:
     vae_phases: tuple = ((1, 32, 200), (9, 12, 400), (17, 8, 250))
     vae_lr: float = 0.02
     vae_adam_lr: float = 3e-3
+    freeze_encoder: bool = False                     # train a new decoder on the encoder that is there
     loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
     noise_range: float = 0.2                         # the decoder learns to remove noise up to this t
+    perceptual: str = "digits"                       # whose features that term compares: digits or lpips
+    discriminator_lr: float = 1e-3
     bank: int = 6400                                 # clips whose latents the transformer learns from
     dit_steps: int = 1100
     dit_batch: int = 32
     dit_lr: float = 0.02
     dit_adam_lr: float = 2e-3
+    times: str = "shifted"                           # how training times are drawn, see flow.sample_t
     conditioned: float = 0.8                         # share of clips that hold to a batch's condition,
     soft: float = 0.25                               # and of these, with a strength below 1
+    condition_noise: float = 0.0                     # the others get noise up to this t on what is given
     caption_dropout: float = 0.1
+    token_drop: float = 0.0                          # up to this share of a batch's tokens is left out
+    views: tuple = ()                                # (frames, size, fps) of the clips; (): the data's own
+    seconds: bool = True                             # RoPE is told each clip's fps, or always the data's
     ema: float = 0.99
 
 
@@ -70,7 +78,12 @@ LARGE = replace(TOY, model=replace(
     TOY.model, data=DataConfig(size=64, digit_size=26, digits=2, speed=(8.0, 16.0))),
     vae_phases=((1, 16, 300), (9, 6, 900), (17, 4, 400)), dit_batch=12, dit_steps=3000)
 
-PRESETS = {"toy": TOY, "large": LARGE}
+SHORT = replace(TOY, model=replace(
+    TOY.model, data=DataConfig(frames=9, speed=(10.0, 18.0)),
+    dit=replace(TOY.model.dit, width=96, depth=4)),
+    vae_phases=((1, 32, 300), (9, 12, 1400)), dit_steps=900)
+
+PRESETS = {"toy": TOY, "large": LARGE, "short": SHORT}
 VAE_STAGE, BANK, DIT_STAGE, EVALUATION = range(4)   # who draws random numbers, see `rng`
 
 
@@ -104,8 +117,10 @@ def load_digits(source, seed):
 
 # --- Stage 1: the VAE -------------------------------------------------------------------------------------
 
-def vae_step(vae, video, settings, foreground, generator):
-    """One forward pass: encode, sample the posterior, add noise of a random degree t, decode, compare."""
+def vae_step(vae, video, settings, foreground, generator, perceptual=None, discriminator=None):
+    """One forward pass: encode, sample the posterior, add noise of a random degree t, decode, compare.
+
+    With a discriminator, its own loss is among the terms that are returned, not in the sum."""
     mean, logvar = vae.encode(video)
     latent = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=generator).to(mean)
     # The noise is as large as these latents are. Three clips in ten stay clean: t = 0 must be learned well.
@@ -115,14 +130,36 @@ def vae_step(vae, video, settings, foreground, generator):
     noise = torch.randn(mean.shape, generator=generator).to(mean)
     noise = noise * scale[:, None, None, None] + centre[:, None, None, None]
     output = vae.decode(interpolate(latent, noise, t), t)
-    return vae_loss(video, output, mean, logvar, replace(settings.loss, foreground=foreground))
+    loss = replace(settings.loss, foreground=foreground)
+    if discriminator is None:
+        return vae_loss(video, output, mean, logvar, loss, perceptual)
+    first = (torch.rand(len(video), generator=generator) < 0.5).to(video.device)
+    total, terms = vae_loss(video, output, mean, logvar, loss, perceptual, discriminator, first)
+    return total, {**terms, "discriminator": discriminator_loss(discriminator, video, output, first)}
+
+
+def rivals(settings, data, seed, device, steps=700):
+    """The frozen network of the perceptual term and the discriminator, or None where their weight is 0.
+    That network, trained for some steps, is not the judge's: it starts from another seed."""
+    perceptual = discriminator = None
+    if settings.loss.perceptual:
+        perceptual = (metrics.lpips_distance(device) if settings.perceptual == "lpips" else
+                      metrics.digit_distance(metrics.train_classifier(data, steps, seed + 1).to(device)))
+    if settings.loss.adversarial:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            discriminator = Discriminator(settings.loss.gan).to(device)
+    return perceptual, discriminator
 
 
 def train_vae(run, model, data, held_out):
     """Single frames first, then short clips, then whole ones; the causal encoder does not mind."""
     settings, device = run.settings, run.device
     phases = [(frames, batch) for frames, batch, steps in settings.vae_phases for _ in range(steps)]
-    run.start([model.vae], settings.vae_lr, settings.vae_adam_lr)
+    perceptual, discriminator = rivals(settings, data, run.seed, device)
+    model.vae.encoder.requires_grad_(not settings.freeze_encoder)
+    run.start([model.vae.decoder if settings.freeze_encoder else model.vae], settings.vae_lr,
+              settings.vae_adam_lr, discriminator, settings.discriminator_lr)
     check = held_out.batch(64, rng(run.seed, EVALUATION, 4))[0].to(device)
     for step in run.steps("vae", len(phases)):
         generator = rng(run.seed, VAE_STAGE, step)
@@ -131,8 +168,8 @@ def train_vae(run, model, data, held_out):
         start = torch.randint(video.shape[2] - frames + 1, (1,), generator=generator).item()
         foreground = settings.loss.foreground * max(0, 1 - 2 * step / len(phases))
         video = video[:, :, start : start + frames].to(device)
-        loss, terms = vae_step(model.vae, video, settings, foreground, generator)
-        run.update(loss, learning_rate(step, len(phases)))
+        loss, terms = vae_step(model.vae, video, settings, foreground, generator, perceptual, discriminator)
+        run.update(loss, learning_rate(step, len(phases)), terms.get("discriminator"))
         run.log("vae", step, **{name: term.item() for name, term in terms.items()})
         if step % 50 == 49 or step == len(phases) - 1:
             run.log("vae", step, psnr=metrics.psnr(reconstruct(model.vae, check), check).mean().item())
@@ -160,10 +197,33 @@ def encode_bank(vae, data, count, seed, device, held_out=False):
     return torch.cat(latents), scenes
 
 
+def encode_views(vae, views, count, seed, device):
+    """`count` clips in all -> (data, latents, scenes) for every view."""
+    return [(data, *encode_bank(vae, data, count // len(views), seed, device)) for data in views]
+
+
+def take_vae(model, path):
+    """The autoencoder of another run's file instead of training one. ValueError if it is another one."""
+    vae = load_checkpoint(path)[0].vae
+    if vae.config != model.vae.config:
+        raise ValueError(f"the autoencoder in {path} has another config than this run's: "
+                         "use the preset that it was trained with")
+    model.vae.load_state_dict(vae.state_dict())
+
+
 def measure_latents(vae, latents):
-    """Give the VAE the mean and standard deviation of its latents, channel by channel, for `normalize`."""
-    vae.latent_mean.copy_(latents.mean((0, 2, 3, 4)))
-    vae.latent_std.copy_(latents.std((0, 2, 3, 4)))
+    """Give the VAE the mean and standard deviation of its latents, channel by channel, for `normalize`.
+    latents is a list of (B, C, f, h, w), one for each view."""
+    channels = torch.cat([x.movedim(1, 0).flatten(1) for x in latents], dim=1)            # (C, all voxels)
+    vae.latent_mean.copy_(channels.mean(1))
+    vae.latent_std.copy_(channels.std(1))
+
+
+def views_of(images, labels, settings):
+    """The kinds of clips that stage 2 learns from: the data's own, or those of `settings.views`."""
+    c = settings.model.data
+    return [MovingDigits(images, labels, replace(c, frames=frames, size=size, fps=fps))
+            for frames, size, fps in settings.views or ((c.frames, c.size, c.fps),)]
 
 
 # --- Stage 2: the transformer -----------------------------------------------------------------------------
@@ -178,7 +238,7 @@ def batch_of_latents(model, data, bank, scenes, layout, settings, generator):
     given; "keyframe": some later frame; "end": the last frames. The last two need extra tokens, frames that
     are encoded alone, so their clips are rendered anew.
     """
-    device, B, c = bank.device, settings.dit_batch, model.config.data
+    device, B, c = bank.device, settings.dit_batch, data.config
     if layout in ("free", "still", "start"):
         count = B * (bank.shape[2] if layout == "still" else 1)              # about as many tokens either way
         rows = torch.randint(len(bank), (count,), generator=generator)
@@ -200,8 +260,10 @@ def batch_of_latents(model, data, bank, scenes, layout, settings, generator):
     return latents, scenes, Condition(given, frame)
 
 
-def dit_step(model, latent, captions, condition, settings, generator):
+def dit_step(model, latent, captions, condition, settings, generator, fps=None):
     """One forward pass of rectified flow -> the loss, and per sample the time and the error.
+
+    fps is the clips' (default: the data's).
 
     Every clip holds to the condition with a strength of its own, often 0 or 1. As in the sampler, a token
     of strength s has the time min(t, 1 - s), and while that is not t it does not move and is not in the loss.
@@ -209,16 +271,22 @@ def dit_step(model, latent, captions, condition, settings, generator):
     B, _, f, h, w = latent.shape
     captions = ["" if drop else text for text, drop in
                 zip(captions, torch.rand(B, generator=generator) < settings.caption_dropout)]
-    t = sample_t(B, f * h * w, generator).to(latent)
+    t = sample_t(B, f * h * w, generator, settings.times).to(latent)
     use, soft, strength = torch.rand(3, B, 1, 1, generator=generator).to(latent)
-    strength = torch.where(soft < settings.soft, strength, 1.0) * (use < settings.conditioned)
-    c, dit = model.config.data, model.dit
-    clean, mask, coordinates = place([condition] if condition else [], latent, dit.config.stride, c.fps,
-                                     dit.config.causal_time)
+    nearly = 1 - settings.condition_noise * strength
+    strength = torch.where(soft < settings.soft, strength, nearly) * (use < settings.conditioned)
+    dit = model.dit
+    clean, mask, coordinates = place([condition] if condition else [], latent, dit.config.stride,
+                                     fps or model.config.data.fps, dit.config.causal_time)
     clean = torch.cat([clean[:, : -f * h * w], flatten_latent(latent)], dim=1)             # (B, M+N, C)
     times, moves = t[:, None], torch.ones_like(mask, dtype=torch.bool)                   # (B, 1), (1, N, 1)
     if condition:
         times, moves = token_times(t[:, None, None], mask * strength)               # (B, M+N), (B, M+N, 1)
+    if settings.token_drop:
+        share = settings.token_drop * torch.rand(1, generator=generator).item()
+        keep = torch.randperm(clean.shape[1], generator=generator)[int(share * clean.shape[1]) :].sort()[0]
+        clean, coordinates, moves = clean[:, keep], coordinates[:, keep], moves[:, keep]
+        times = times if times.shape[1] == 1 else times[:, keep]
     noise = torch.randn(clean.shape, generator=generator).to(latent)
     text, text_mask = model.embed(captions)
     v = dit.forward_tokens(interpolate(clean, noise, times[..., None]), times, coordinates, text, text_mask)
@@ -227,29 +295,37 @@ def dit_step(model, latent, captions, condition, settings, generator):
     return flow_loss(v, target, weight), t, error
 
 
-def train_dit(run, model, data, latents, scenes, held_out):
-    """Batches in turn: captions only, still images, and one kind of condition each (LAYOUTS)."""
+def train_dit(run, model, views, held_out):
+    """Batches in turn: captions only, still images, and one kind of condition each (LAYOUTS).
+
+    views are (data, latents before normalisation, scenes); a batch is of one of them, with about as many
+    tokens whichever it is."""
     settings, device = run.settings, run.device
-    latents = model.vae.normalize(latents)
+    views = [(data, model.vae.normalize(latents), scenes) for data, latents, scenes in views]
+    exact = replace(settings, caption_dropout=0.0, token_drop=0.0, times="shifted")
     check, check_scenes = encode_bank(model.vae, held_out, 256, run.seed, device, held_out=True)
     check, check_captions = model.vae.normalize(check), [caption(s) for s in check_scenes]
     run.start([model.dit, model.text], settings.dit_lr, settings.dit_adam_lr)
     run.start_ema(settings.ema)
     for step in run.steps("dit", settings.dit_steps):
         generator = rng(run.seed, DIT_STAGE, step)
-        layout = LAYOUTS[step % len(LAYOUTS)]
-        latent, some, condition = batch_of_latents(model, data, latents, scenes, layout, settings,
-                                                   generator)
+        view = torch.randint(len(views), (1,), generator=generator).item() if len(views) > 1 else 0
+        data, latents, scenes = views[view]
+        layout = LAYOUTS[step % len(LAYOUTS)] if data.config.frames > 1 else "still"
+        batch = settings.dit_batch * views[0][1][0].numel() // latents[0].numel()
+        latent, some, condition = batch_of_latents(model, data, latents, scenes, layout,
+                                                   replace(settings, dit_batch=batch), generator)
         captions = [caption(s, layout == "still") for s in some]
-        loss, t, error = dit_step(model, latent, captions, condition, settings, generator)
+        loss, t, error = dit_step(model, latent, captions, condition, settings, generator,
+                                  data.config.fps if settings.seconds else None)
         run.update(loss, learning_rate(step, settings.dit_steps))
         run.log("dit", step, loss=loss.item())
         if layout == "free" and step >= settings.dit_steps // 2:           # the second half of training
             run.log_by_t(t, error)
         if step % 100 == 99 or step == settings.dit_steps - 1:
             with run.averaged(), torch.no_grad():                           # always the same noise and times
-                loss, _, _ = dit_step(model, check, check_captions, None,
-                                      replace(settings, caption_dropout=0.0), rng(run.seed, EVALUATION, 0))
+                loss, _, _ = dit_step(model, check, check_captions, None, exact,
+                                      rng(run.seed, EVALUATION, 0))
             run.log("dit", step, validation=loss.item())
         run.save(step + 1, settings.dit_steps)
 
@@ -362,13 +438,16 @@ def train(args, command):
     data = MovingDigits(images, labels, settings.model.data)
     held_out = MovingDigits(held_images, held_labels, settings.model.data)
 
+    if args.vae and "vae" not in run.stages_done:
+        take_vae(model, args.vae)
+        run.stages_done.append("vae")
     if "vae" not in run.stages_done:
         train_vae(run, model, data, held_out)
     if "dit" not in run.stages_done:
-        latents, scenes = encode_bank(model.vae, data, settings.bank, args.seed, device)
-        measure_latents(model.vae, latents)
+        views = encode_views(model.vae, views_of(images, labels, settings), settings.bank, args.seed, device)
+        measure_latents(model.vae, [latents for _, latents, _ in views])
         if args.only != "vae":
-            train_dit(run, model, data, latents, scenes, held_out)
+            train_dit(run, model, views, held_out)
 
     judging = time.perf_counter()
     if args.only != "vae":
@@ -389,7 +468,7 @@ def train(args, command):
     report = {
         "command": command, "hardware": hardware(device), "seed": args.seed,
         "digits": str(args.digits), "settings": run.identity["settings"],
-        "compression": f"1:{3 * math.prod(settings.model.vae.stride) / settings.model.vae.latent_channels:g}",
+        "compression": f"1:{3 * math.prod(settings.model.vae.stride) / settings.model.vae.channels:g}",
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in
                        (("encoder", model.vae.encoder), ("decoder", model.vae.decoder), ("dit", model.dit),
                         ("text", model.text))},
@@ -432,6 +511,7 @@ def main(argv=None):
     add("--device", help="cpu, cuda or mps (default: cuda if there is one)")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     add("--only", choices=["vae"], help="stop after this stage")
+    add("--vae", metavar="FILE", help="take this checkpoint's autoencoder and train the transformer only")
     add("--plain-decoder", action="store_true", help="a decoder that is not told t, to compare")
     args = parser.parse_args(argv)
     try:

@@ -19,7 +19,12 @@ from minltx.rope import latent_coordinates, rope_tables, rotate
 @dataclass(frozen=True)
 class DiTConfig:
     """The defaults are the released 2 B LTX-Video 0.9.5 (SPEC 3.1). `stride` is the VAE's; `max_position` in
-    seconds, pixels, pixels; `causal_time`: whether RoPE knows that latent frame 0 is one pixel frame."""
+    seconds, pixels, pixels; `causal_time`: whether RoPE knows that latent frame 0 is one pixel frame.
+
+    The last three are for comparisons. rope: "exponential", "inverse" (see `rope_tables`), "absolute" (the
+    tables are added to the tokens, nothing turns) or "none". qk_norm: "rms", "layer" or "none". attention:
+    "full", or "space-time": even blocks see their own frame, odd ones their own place in all frames.
+    """
 
     latent_channels: int = 128
     width: int = 2048
@@ -30,6 +35,15 @@ class DiTConfig:
     max_position: tuple = (20.0, 2048.0, 2048.0)
     theta: float = 10000.0
     causal_time: bool = True
+    rope: str = "exponential"
+    qk_norm: str = "rms"
+    attention: str = "full"
+
+    def __post_init__(self):
+        for name, known in (("rope", ("exponential", "inverse", "absolute", "none")),
+                            ("qk_norm", ("rms", "layer", "none")), ("attention", ("full", "space-time"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}")
 
 
 def flatten_latent(latent):
@@ -42,20 +56,29 @@ def unflatten_tokens(tokens, grid):
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
+def who_sees_whom(coordinates):
+    """Coordinates ([B,] 3, N) -> 1 where tokens share their frame, and 1 where they share their place, both
+    (1 or B, N, N): attention in space, then in time."""
+    same = (coordinates[..., :, None] == coordinates[..., None, :]).float()              # ([B,] 3, N, N)
+    same = same if same.ndim == 4 else same[None]
+    return same[:, 0], same[:, 1] * same[:, 2]
+
+
 class Block(nn.Module):
     """One transformer block. Cross-attention has no norm in front of it, no gate and no RoPE."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, qk_norm):
         super().__init__()
-        self.attn1 = Attention(width, heads)
-        self.attn2 = Attention(width, heads)
+        self.attn1 = Attention(width, heads, qk_norm)
+        self.attn2 = Attention(width, heads, qk_norm)
         self.ff = FeedForward(width)
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
 
-    def forward(self, h, text, text_mask, modulation, rope, perturb=None):
+    def forward(self, h, text, text_mask, modulation, rope, mask=None, perturb=None):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = \
             (self.scale_shift_table + modulation).unbind(2)                              # each (B, 1 or N, D)
-        h = h + gate_msa * self.attn1(rms_norm(h) * (1 + scale_msa) + shift_msa, rotate=rope, perturb=perturb)
+        h = h + gate_msa * self.attn1(rms_norm(h) * (1 + scale_msa) + shift_msa, mask=mask, rotate=rope,
+                                      perturb=perturb)
         h = h + self.attn2(h, text, text_mask)
         return h + gate_mlp * self.ff(rms_norm(h) * (1 + scale_mlp) + shift_mlp)          # (B, N, D)
 
@@ -71,7 +94,7 @@ class DiT(nn.Module):
         self.time_modulation = nn.Linear(D, 6 * D)
         self.caption_projection = nn.Sequential(nn.Linear(config.text_width, D), nn.GELU("tanh"),
                                                 nn.Linear(D, D))
-        self.blocks = nn.ModuleList(Block(D, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(D, config.heads, config.qk_norm) for _ in range(config.depth))
         self.scale_shift_table = nn.Parameter(torch.randn(2, D) / D**0.5)
         self.proj_out = nn.Linear(D, config.latent_channels)
         self.initialize()
@@ -113,8 +136,13 @@ class DiT(nn.Module):
         attention out (see `Attention`), "transformer_block" the whole block (SPEC 5.2).
         """
         c = self.config
-        cos, sin = rope_tables(coordinates, c.width, c.max_position, c.theta)             # ([B,] N, D) each
+        cos, sin = rope_tables(coordinates, c.width, c.max_position, c.theta,
+                               ascending=c.rope != "inverse")                             # ([B,] N, D) each
+        turn = (lambda x: rotate(x, cos, sin)) if c.rope in ("exponential", "inverse") else None
+        masks = who_sees_whom(coordinates) if c.attention == "space-time" else (None, None)
         h = self.patchify_proj(tokens)                                                    # (B, N, D)
+        if c.rope == "absolute":
+            h = h + torch.cat([cos[..., ::2], sin[..., ::2]], dim=-1).to(h.dtype)
         time = self.time_embedder(1000 * t)                                               # (B, 1 or N, D)
         modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))            # (B, 1 or N, 6, D)
         text = self.caption_projection(text)                                              # (B, L, D)
@@ -122,8 +150,7 @@ class DiT(nn.Module):
         for i, block in enumerate(self.blocks):
             if i in blind and mode == "transformer_block":
                 continue
-            h = block(h, text, text_mask, modulation, lambda x: rotate(x, cos, sin),
-                      mode if i in blind else None)
+            h = block(h, text, text_mask, modulation, turn, masks[i % 2], mode if i in blind else None)
         shift, scale = (self.scale_shift_table + time[:, :, None]).unbind(2)              # (B, 1 or N, D)
         h = F.layer_norm(h, (c.width,), eps=1e-6) * (1 + scale) + shift
         return self.proj_out(h)                                                           # (B, N, C)

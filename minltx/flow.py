@@ -47,11 +47,18 @@ def shift_mu(tokens, line=SHIFT):
     return mu_low + (tokens - low) * (mu_high - mu_low) / (high - low)
 
 
-def sample_t(count, tokens, generator=None):
+TIMES = ("shifted", "logit-normal", "uniform")
+
+
+def sample_t(count, tokens, generator=None, kind="shifted"):
     """Training times (count,): logit-normal around the shift, stretched so that its 0.5 and 99.9 percentiles
     become 0 and 1 (what falls below 0 is reflected, above 1 clamped), and one in ten uniform, so that no time
-    starves (SPEC 4.2)."""
-    mu = shift_mu(tokens)
+    starves (SPEC 4.2). To compare: the same without a shift ("logit-normal"), or simply "uniform"."""
+    if kind not in TIMES:
+        raise ValueError(f"unknown training times {kind!r}: use one of {', '.join(TIMES)}")
+    if kind == "uniform":
+        return torch.rand(count, generator=generator)
+    mu = shift_mu(tokens) if kind == "shifted" else 0.0
     low, high = (1 / (1 + math.exp(-(mu + z))) for z in (-2.5758, 3.0902))
     t = torch.sigmoid(mu + torch.randn(count, generator=generator))
     t = ((t - low) / (high - low)).abs().clamp(0, 1)

@@ -50,24 +50,28 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.eps) * self.weight
 
 
+NORMS = {"rms": RMSNorm, "layer": nn.LayerNorm, "none": nn.Identity}
+
+
 class Attention(nn.Module):
     """Multi-head attention through torch's SDPA (flash attention where the device has it).
 
     x (B, N, D) asks, context (B, M, D) answers (default: x itself) -> (B, N, D). Queries and keys
     are RMS-normalised over all of D *before* the split into heads, and rotated there too if `rotate` (a
-    function (B, N, D) -> (B, N, D)) is given. mask (B, M): 1 = keep; a masked key gets a bias of -10000
-    (SPEC 3.2, step 8). perturb, for the sampler's spatio-temporal guidance, puts something simpler in the
+    function (B, N, D) -> (B, N, D)) is given. mask (B, M), or (B or 1, N, M) to say it for each who asks: 1 =
+    keep; a masked key gets a bias of -10000 (SPEC 3.2, step 8). norm, "rms", "layer" or "none", is for
+    queries and keys. perturb, for the sampler's spatio-temporal guidance, puts something simpler in the
     place of the attended values: a token's own value ("attention_values") or its input ("attention_skip").
     """
 
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, norm="rms"):
         super().__init__()
-        self.heads = heads
+        self.heads, norm = heads, NORMS[norm]
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
-        self.q_norm = RMSNorm(width)
-        self.k_norm = RMSNorm(width)
+        self.q_norm = norm(width)
+        self.k_norm = norm(width)
         self.to_out = nn.Linear(width, width)
 
     def forward(self, x, context=None, mask=None, rotate=None, perturb=None):
@@ -82,7 +86,8 @@ class Attention(nn.Module):
         q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2)
                    for a in (q, k, v))                                                # (B, heads, N, D/heads)
         if mask is not None:
-            mask = ((1 - mask.to(q.dtype)) * -10000.0)[:, None, None, :]                  # (B, 1, 1, M)
+            mask = mask[:, None] if mask.ndim == 2 else mask
+            mask = ((1 - mask.to(q.dtype)) * -10000.0)[:, None]                         # (B, 1, 1 or N, M)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)                 # (B, heads, N, D/heads)
         return self.to_out(out.transpose(1, 2).flatten(2))                                # (B, N, D)
 

@@ -27,16 +27,18 @@ def latent_coordinates(grid, stride, fps, causal, device=None, frame=0):
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)                   # (3, N)
 
 
-def rope_tables(coordinates, width, max_position, theta=10000.0):
+def rope_tables(coordinates, width, max_position, theta=10000.0, ascending=True):
     """Coordinates (..., 3, N) -> cos and sin, both (..., N, width), float32.
 
     Positions count as fractions of max_position (seconds, pixels, pixels), which nothing clamps. There are
     width // 6 frequencies per axis; channel 2j and 2j+1 turn together; the width mod 6 channels that are left
     over stand in front and never turn. The order of the float32 operations is that of the released model:
-    frequencies reach 15708, where one rounding more is a different angle (SPEC 3.3).
+    frequencies reach 15708, where one rounding more is a different angle (SPEC 3.3). To compare: not
+    ascending, frequencies fall from pi/2 instead, as language models have them (the "inverse exponential").
     """
     device, n = coordinates.device, width // 6
-    frequencies = theta ** torch.linspace(0, 1, n, device=device) * math.pi / 2           # (n,)
+    exponents = torch.linspace(0, 1, n, device=device)
+    frequencies = theta ** (exponents if ascending else -exponents) * math.pi / 2         # (n,)
     limits = torch.tensor(max_position, dtype=torch.float32, device=device)
     fractions = (coordinates / limits[:, None]).transpose(-1, -2)                         # (..., N, 3)
     angles = (fractions * 2 - 1)[..., None, :] * frequencies[:, None]                     # (..., N, n, 3)

@@ -44,11 +44,20 @@ class VAEConfig:
     decoder_blocks: tuple = (("res", 5), ("up", (2, 2, 2), 512), ("res", 5), ("up", (2, 2, 2), 256),
                              ("res", 5), ("up", (2, 2, 2), 128), ("res", 5))
     timestep_conditioning: bool = True  # is the decoder told t?
+    shared_logvar: bool = True          # one log-variance for all channels of a voxel? (False: to compare)
+    fold: int = 1   # above 1, boxes of fold x fold latent voxels leave as one of fold^2 times the channels:
+                    # patches at the transformer's input, to compare with patches at the VAE's
 
     @property
     def stride(self):
-        """Pixels per latent voxel: (frames, rows, columns)."""
-        return self.product_of_strides(self.encoder_blocks)
+        """Pixels per latent voxel, as the transformer sees it: (frames, rows, columns)."""
+        st, sy, sx = self.product_of_strides(self.encoder_blocks)
+        return st, sy * self.fold, sx * self.fold
+
+    @property
+    def channels(self):
+        """Numbers per latent voxel, as the transformer sees it."""
+        return self.latent_channels * self.fold**2
 
     def product_of_strides(self, blocks):
         """The patch times the strides of all blocks that change the grid."""
@@ -193,7 +202,8 @@ def build_blocks(blocks, width, causal, conditioned):
 
 
 class Encoder(nn.Module):
-    """Video (B, 3, F, H, W) -> (B, latent channels + 1, f, h, w): means and one log-variance per voxel."""
+    """Video (B, 3, F, H, W) -> (B, latent channels + 1, f, h, w): means and one log-variance per voxel (or
+    as many log-variances as means)."""
 
     def __init__(self, config):
         super().__init__()
@@ -201,7 +211,8 @@ class Encoder(nn.Module):
         self.conv_in = CausalConv3d(3 * config.patch**2, config.encoder_width)
         self.down_blocks, width = build_blocks(config.encoder_blocks, config.encoder_width,
                                                causal=True, conditioned=False)
-        self.conv_out = CausalConv3d(width, config.latent_channels + 1)
+        self.conv_out = CausalConv3d(width, config.latent_channels
+                                     + (1 if config.shared_logvar else config.latent_channels))
 
     def forward(self, video):
         x = self.conv_in(patchify(video, self.patch))
@@ -241,13 +252,14 @@ class VideoVAE(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        if config.product_of_strides(config.decoder_blocks) != config.stride:
+        if config.product_of_strides(config.decoder_blocks) != config.product_of_strides(
+                config.encoder_blocks):
             raise ValueError("the decoder's blocks must undo the strides of the encoder's")
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
-        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+        self.register_buffer("latent_mean", torch.zeros(config.channels))
+        self.register_buffer("latent_std", torch.ones(config.channels))
 
     def latent_shape(self, frames, height, width):
         """Pixels -> (latent channels, f, h, w). ValueError names the nearest legal numbers on both sides."""
@@ -260,7 +272,7 @@ class VideoVAE(nn.Module):
             if value < s or value % s:
                 low = max(value // s * s, s)
                 raise ValueError(f"a {name} of {value} is not a multiple of {s}: use {low} or {low + s}")
-        return self.config.latent_channels, (frames - 1) // st + 1, height // sy, width // sx
+        return self.config.channels, (frames - 1) // st + 1, height // sy, width // sx
 
     def encode(self, video):
         """video (B, 3, F, H, W) in [-1, 1] -> posterior (mean, logvar), both (B, latent channels, f, h, w).
@@ -268,8 +280,10 @@ class VideoVAE(nn.Module):
         Before normalisation; one log-variance per voxel, repeated over the channels (SPEC 1.9).
         """
         self.latent_shape(*video.shape[2:])
-        mean, logvar = self.encoder(video).split([self.config.latent_channels, 1], dim=1)
-        return mean, logvar.clamp(-30, 20).expand_as(mean)
+        C = self.config.latent_channels
+        mean, logvar = self.encoder(video).tensor_split([C], dim=1)
+        logvar = logvar.clamp(-30, 20).expand_as(mean)
+        return patchify(mean, self.config.fold), patchify(logvar, self.config.fold)
 
     def decode(self, latent, t, generator=None):
         """latent (B, latent channels, f, h, w), un-normalised, noisy to the degree t (B,) -> (B, 3, F, H, W).
@@ -277,7 +291,7 @@ class VideoVAE(nn.Module):
         t tells the decoder how much noise to expect; it is not a step of the sampler (SPEC 2.3). generator
         (default: torch's own) draws what "noisy" blocks inject.
         """
-        return self.decoder(latent, t, generator)
+        return self.decoder(unpatchify(latent, self.config.fold), t, generator)
 
     def normalize(self, latent):
         """Raw latent -> mean 0, standard deviation 1 per channel, over the training set (SPEC 1.10)."""

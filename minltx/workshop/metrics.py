@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minltx.data import COLOURS, DIRECTIONS, Thing
+from minltx.losses import feature_distance, haar_dwt
 
 WINDOW = 24  # the classifier's view: a square of digit_size + 6 pixels, resampled to this many
 
@@ -27,6 +28,12 @@ def motion_ratio(video, reference):
     return (energy[0] / energy[1]).item()
 
 
+def detail_ratio(video, reference):
+    """Energy of the seven high wavelet bands over the reference's: 1 = as much fine detail, 0 = all smooth."""
+    energy = [haar_dwt(x).unflatten(1, (3, 8))[:, :, 1:].square().mean() for x in (video, reference)]
+    return (energy[0] / energy[1]).item()
+
+
 class DigitClassifier(nn.Module):
     """Grey windows (n, 1, 24, 24) in [0, 1] -> scores (n, 10)."""
 
@@ -39,6 +46,32 @@ class DigitClassifier(nn.Module):
 
     def forward(self, windows):
         return self.layers(windows - 0.5)
+
+
+def digit_distance(classifier):
+    """The toy's perceptual loss: (output, video) -> scalar, between what the frozen classifier's two
+    convolutional layers see in the brightest channel of every frame; (B, 3, F, H, W) in [-1, 1] each."""
+    classifier.requires_grad_(False).eval()
+
+    def features(video):
+        x = video.amax(dim=1).flatten(0, 1)[:, None] / 2                                # (B*F, 1, H, W)
+        fine = classifier.layers[:2](x)
+        return [fine, classifier.layers[2:5](fine)]
+
+    return lambda output, video: feature_distance(features, output, video)
+
+
+def lpips_distance(device):
+    """LPIPS (VGG) for real video: (output, video) -> its mean over all frames. ValueError without the
+    optional package."""
+    try:
+        from lpips import LPIPS
+    except ImportError:
+        raise ValueError("the perceptual term lpips needs a package: pip install lpips torchvision, "
+                         "or use digits") from None
+    network = LPIPS(net="vgg").to(device).requires_grad_(False).eval()
+    return lambda output, video: network(output.movedim(1, 2).flatten(0, 1),
+                                         video.movedim(1, 2).flatten(0, 1)).mean()
 
 
 def brightness(video):

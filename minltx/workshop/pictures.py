@@ -168,3 +168,28 @@ def save_curves(path, panels):
     figure.tight_layout()
     put_in_place(path, lambda p: figure.savefig(p, dpi=110))
     plt.close(figure)
+
+
+def save_dots(path, panels):
+    """One small plot a switch: panels is a list of (title, y label, {level: values by seed}); dots are seeds,
+    bars their means, grey lines join the same seed."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.9 * rows), squeeze=False)
+    for ax in axes.flat[len(panels):]:
+        ax.axis("off")
+    for ax, (title, label, levels) in zip(axes.flat, panels):
+        for seed in zip(*levels.values()):
+            ax.plot(seed, color="0.75", linewidth=1, marker="o", markersize=4, markerfacecolor="C0",
+                    markeredgewidth=0)
+        for x, values in enumerate(levels.values()):
+            ax.plot([x - 0.25, x + 0.25], [sum(values) / len(values)] * 2, color="C1", linewidth=2)
+        ax.set_xticks(range(len(levels)), [name.replace(" ", "\n") for name in levels], fontsize=8)
+        ax.set(title=title, ylabel=label, xlim=(-0.5, len(levels) - 0.5))
+        ax.grid(alpha=0.3, axis="y")
+    figure.tight_layout()
+    put_in_place(path, lambda p: figure.savefig(p, dpi=110))
+    plt.close(figure)

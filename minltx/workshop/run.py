@@ -36,7 +36,7 @@ class Run:
         self.save_every, self.checkpoint = save_every, self.out / "checkpoint.pt"
         self.stages_done, self.stage, self.step = [], None, 0
         self.history, self.by_t, self.seconds = {}, [[0.0, 0] for _ in range(10)], {}
-        self.trained = self.ema = self.pending = None
+        self.trained = self.ema = self.pending = self.rival = None
         if resume:
             self.restore()
         elif self.checkpoint.exists():
@@ -56,17 +56,23 @@ class Run:
         self.stages_done, self.stage, self.step = state["stages_done"], state["stage"], state["step"]
         self.history, self.by_t, self.seconds = state["history"], state["by_t"], state["seconds"]
         if self.stage:
-            self.pending = {"optimizers": state["optimizers"], "ema": state["ema"]}
+            self.pending = {k: state.get(k) for k in ("optimizers", "ema", "rival", "rival_optimizer")}
 
-    def start(self, modules, lr, adam_lr):
-        """Muon and AdamW for these modules, with their state if the run goes on in the middle of a stage."""
-        self.optimizers = optimizers(modules, lr, adam_lr)
+    def start(self, modules, lr, adam_lr, rival=None, rival_lr=1e-3):
+        """Muon and AdamW for these modules, and an AdamW of its own for a rival (a GAN's discriminator); with
+        their state if the run goes on in the middle of a stage."""
+        self.optimizers, self.rival = optimizers(modules, lr, adam_lr), rival
+        if rival:
+            self.rival_optimizer = torch.optim.AdamW(rival.parameters(), rival_lr, betas=(0.5, 0.9))
         self.rates = [lr, adam_lr]
         self.trained = [p for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"]]
         self.ema = None
         if self.pending:
             for optimizer, state in zip(self.optimizers, self.pending["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
+            if rival:
+                rival.load_state_dict(self.pending["rival"])
+                self.rival_optimizer.load_state_dict(self.pending["rival_optimizer"])
 
     def start_ema(self, decay):
         """Keep a running average of the weights from here on; it warms up over the first steps."""
@@ -104,8 +110,9 @@ class Run:
             if bar.disable and (step % every == every - 1 or step == total - 1):
                 print(f"{stage} {step + 1}/{total}  {self.seconds[stage]:.0f} s  {last}", flush=True)
 
-    def update(self, loss, rate):
-        """One optimiser step at `rate` times the learning rates, gradients clipped to length 1."""
+    def update(self, loss, rate, rival_loss=None):
+        """One optimiser step at `rate` times the learning rates, gradients clipped to length 1; and one of
+        the rival on its own loss."""
         for optimizer, lr in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * lr
             optimizer.zero_grad()
@@ -116,6 +123,10 @@ class Run:
         if self.ema is not None:
             decay = min(self.decay, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.trained], 1 - decay)
+        if rival_loss is not None:
+            self.rival_optimizer.zero_grad()
+            rival_loss.backward()
+            self.rival_optimizer.step()
 
     def log(self, stage, step, **numbers):
         """Add a point to the curves named "stage number"."""
@@ -141,5 +152,7 @@ class Run:
         state = {"identity": self.identity, "stages_done": self.stages_done,
                  "stage": self.stage, "step": self.step,
                  "history": self.history, "by_t": self.by_t, "seconds": self.seconds, "ema": self.ema,
-                 "optimizers": [o.state_dict() for o in self.optimizers] if self.stage else None}
+                 "optimizers": [o.state_dict() for o in self.optimizers] if self.stage else None,
+                 "rival": self.rival.state_dict() if self.stage and self.rival else None,
+                 "rival_optimizer": self.rival_optimizer.state_dict() if self.stage and self.rival else None}
         save_checkpoint(self.checkpoint, self.model, run=state)
