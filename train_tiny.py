@@ -49,6 +49,7 @@ class Settings:
     loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
     noise_range: float = 0.2                         # the decoder learns to remove noise up to this t
     perceptual: str = "digits"                       # whose features that term compares: digits or lpips
+    discriminator_width: int = 16
     discriminator_lr: float = 1e-3
     bank: int = 6400                                 # clips whose latents the transformer learns from
     dit_steps: int = 1100
@@ -148,7 +149,7 @@ def rivals(settings, data, seed, device, steps=700):
     if settings.loss.adversarial:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            discriminator = Discriminator(settings.loss.gan).to(device)
+            discriminator = Discriminator(settings.loss.gan, settings.discriminator_width).to(device)
     return perceptual, discriminator
 
 

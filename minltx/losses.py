@@ -71,7 +71,7 @@ def feature_distance(features, output, video):
                for a, b in zip(features(output), features(video), strict=True))
 
 
-class Discriminator(nn.Module):
+class Discriminator(nn.Sequential):
     """Videos (B, 3 or 6, F, H, W) -> one logit per patch of 4x4 pixels, (B, 1, F, H/4, W/4).
 
     gan = "reconstruction": it gets a pair, and a positive logit says "the first is the original". gan =
@@ -79,17 +79,13 @@ class Discriminator(nn.Module):
     """
 
     def __init__(self, gan, width=32):
-        super().__init__()
         if gan not in ("reconstruction", "ordinary"):
             raise ValueError(f"unknown kind of GAN {gan!r}: use reconstruction or ordinary")
+        super().__init__(
+            nn.Conv3d(6 if gan == "reconstruction" else 3, width, (3, 4, 4), (1, 2, 2), padding=1),
+            nn.LeakyReLU(0.2), nn.Conv3d(width, 2 * width, (3, 4, 4), (1, 2, 2), padding=1),
+            nn.LeakyReLU(0.2), nn.Conv3d(2 * width, 1, 3, padding=1))
         self.pairs = gan == "reconstruction"
-        self.layers = nn.Sequential(
-            nn.Conv3d(6 if self.pairs else 3, width, (3, 4, 4), (1, 2, 2), padding=1), nn.LeakyReLU(0.2),
-            nn.Conv3d(width, 2 * width, (3, 4, 4), (1, 2, 2), padding=1), nn.LeakyReLU(0.2),
-            nn.Conv3d(2 * width, 1, 3, padding=1))
-
-    def forward(self, videos):
-        return self.layers(videos)
 
 
 def margins(judge, pairs, video, output, first):

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+import train_tiny
 from minltx.data import COLOURS, DIRECTIONS, DataConfig, MovingDigits, Thing, draw_digits
+from minltx.losses import haar_dwt
 from minltx.workshop import metrics
+from minltx.workshop.checkpoint import SHIPPED, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +94,27 @@ def test_two_digits_are_told_apart_by_colour(world):
     assert metrics.adherence(found, scenes)["direction"] == metrics.adherence(found, scenes)["colour"] == 1.0
     swapped = [[Thing(7, "red", "down"), Thing(1, "cyan", "left")], scenes[1]]
     assert metrics.adherence(found, swapped)["direction"] == 0.5
+
+
+def test_an_autoencoder_that_freezes_its_frames_is_caught(world):
+    """The shipped autoencoder, broken: its decoder sees the mean of all latent frames, or half of it. Every
+    frame still shows the right digit in the right colour; only the motion figure says what is wrong."""
+    model = load_checkpoint(SHIPPED)[0]
+    video, scenes = world[0].batch(24, torch.Generator().manual_seed(0))
+    decode, share = model.vae.decode, 0.0
+    model.vae.decode = lambda latent, t: decode(latent.lerp(latent.mean(2, keepdim=True), share), t)
+    for share, least, most in ((0.0, 0.9, 1.1), (0.5, 0.0, 0.6), (1.0, 0.0, 0.05)):
+        output = train_tiny.reconstruct(model.vae, video)
+        assert least <= metrics.motion_ratio(output, video) <= most
+        assert metrics.adherence(read(output, world), scenes)["colour"] == 1.0
+        assert metrics.psnr(output, video).mean() > metrics.psnr(-torch.ones_like(video), video).mean()
+
+
+def test_detail_is_the_energy_of_the_high_bands():
+    video = torch.rand(2, 3, 4, 8, 8) - 0.5
+    smooth = torch.nn.functional.avg_pool3d(video, 2).repeat_interleave(2, 2).repeat_interleave(
+        2, 3).repeat_interleave(2, 4)
+    assert metrics.detail_ratio(video, video) == 1
+    assert metrics.detail_ratio(smooth, video) < 1e-9
+    assert metrics.detail_ratio(smooth.lerp(video, 0.5), video) == pytest.approx(0.25, rel=1e-4)
+    assert haar_dwt(smooth).shape == (2, 24, 2, 4, 4)

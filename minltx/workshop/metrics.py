@@ -29,7 +29,7 @@ def motion_ratio(video, reference):
 
 
 def detail_ratio(video, reference):
-    """Energy of the seven high wavelet bands over the reference's: 1 = as much fine detail, 0 = all smooth."""
+    """Energy of the seven high wavelet bands over the reference's: 1 = as much fine detail, 0 = smooth."""
     energy = [haar_dwt(x).unflatten(1, (3, 8))[:, :, 1:].square().mean() for x in (video, reference)]
     return (energy[0] / energy[1]).item()
 
