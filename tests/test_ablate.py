@@ -35,7 +35,7 @@ def reader(path):
 
 def test_every_switch_of_the_list_can_be_built_and_its_first_level_is_its_reference():
     for name, switch in switches.SWITCHES.items():
-        assert switch.stage in switches.STAGES and len(switch.levels) > 1 and switch.claim
+        assert switch.stage in switches.STAGES and switch.claim
         assert switch.figure in switches.STAGES[switch.stage] and switch.better in switch.levels, name
         for changes in switch.levels.values():
             settings = switches.settings_for(changes, 0.5)
@@ -98,6 +98,11 @@ def test_verdicts_say_what_the_numbers_say():
     assert comparison.verdict(switch, "s", lines([1.0, 1.1], [2.0, 2.2]))[0] == "holds"
     assert comparison.verdict(switch, "s", lines([2.0, 2.2], [1.0, 1.1]))[0] == "does not"
     assert comparison.verdict(switch, "s", lines([2.0, 1.0], [1.0, 2.2]))[0] == "cannot be told"
+    alone = replace(switch, levels={"a": {}}, figure="first frame")                # a difference itself
+    for values, answer in (([0.2, 0.3], "holds"), ([-0.2, -0.3], "does not"),
+                           ([0.2, -0.3], "cannot be told")):
+        lone = [{"switch": "s", "level": "a", "figure": "first frame", "values": values}]
+        assert comparison.verdict(alone, "s", lone)[0] == answer
     free = replace(switch, no_worse=True)
     assert comparison.verdict(free, "s", lines([2.0, 1.0], [1.0, 2.2]))[0] == "no cost seen"
     assert comparison.verdict(free, "s", lines([2.0, 2.2], [1.0, 1.1]))[0] == "does not"

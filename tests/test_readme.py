@@ -13,17 +13,19 @@ import pytest
 
 import sample
 import train_tiny
-from minltx.dit import DiT
-from minltx.vae import VideoVAE
-from minltx.workshop import tables
-from minltx.workshop.checkpoint import GUIDANCE, SHIPPED, STEPS, load_checkpoint
+from minltx.data import DataConfig
+from minltx.dit import DiT, DiTConfig
+from minltx.vae import VAEConfig, VideoVAE
+from minltx.workshop import ablate, comparison, switches, tables
+from minltx.workshop.checkpoint import GUIDANCE, SHIPPED, STEPS, ModelConfig, load_checkpoint
 from minltx.workshop.count import CHAPTERS, PACKAGE, chapter_lines
 
 ROOT = PACKAGE.parent
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("marker", ["results", "decoder", "conditions", "chapters", "full size"])
+@pytest.mark.parametrize("marker", ["results", "decoder", "conditions", "claims", "chapters",
+                                    "full size"])
 def test_tables_are_what_the_reports_and_files_say(marker):
     assert tables.between(README, marker) == tables.tables()[marker]
 
@@ -47,6 +49,10 @@ def test_every_command_is_understood(monkeypatch):
             assert isinstance(train_tiny.main(words[2:]), argparse.Namespace)
         elif words[1:2] == ["-m"] and words[2].startswith("minltx."):
             assert importlib.util.find_spec(words[2]) is not None
+            if words[2].endswith("ablate"):
+                for step in ("try_all", "run_all", "finish"):
+                    monkeypatch.setattr(ablate, step, lambda *args: None)
+                ablate.main(words[3:])                              # SystemExit if a switch is unknown
         else:
             assert words[1:] == ["-m", "pytest"] or words[:2] == ["hf", "download"]
         parsed += 1
@@ -92,14 +98,24 @@ def test_lines_are_short_enough_to_read():
     assert len(files) > 20 and long == []
 
 
+def filled(stored, defaults):
+    """Stored settings, and for every field that came later its default, which must change nothing
+    (test_switches.py holds the reported toy's first step to that)."""
+    if not isinstance(stored, dict):
+        return stored
+    return {key: filled(stored[key], defaults.get(key)) if key in stored else defaults[key]
+            for key in [*stored, *(k for k in defaults if k not in stored)]}
+
+
 @pytest.mark.parametrize("name", [*tables.ROWS, "plain"])
 def test_the_rows_are_of_the_present_settings(name, monkeypatch):
     """Each report's settings are those that its command has in today's code."""
     report = json.loads((tables.RESULTS / f"{name}.json").read_text())
     monkeypatch.setattr(train_tiny, "train", lambda args, command: args)
     args = train_tiny.main(shlex.split(report["command"])[2:])
-    settings = train_tiny.settings_of(args)
-    assert json.loads(json.dumps(asdict(settings))) == report["settings"]
+    settings = json.loads(json.dumps(asdict(train_tiny.settings_of(args))))
+    plain = train_tiny.Settings(ModelConfig(DataConfig(), VAEConfig(), DiTConfig()))
+    assert settings == filled(report["settings"], json.loads(json.dumps(asdict(plain))))
     assert report["seed"] == args.seed == 0 and report["dit"] is None or (
         report["dit"]["steps"], report["dit"]["guidance"]) == (STEPS, GUIDANCE)
 
@@ -112,6 +128,24 @@ def test_the_shipped_model_is_the_reported_one():
     result = report["dit"]["text_to_video"]
     assert result["digit"] >= 0.97 and result["colour"] >= 0.99 and result["direction"] >= 0.99
     assert report["dit"]["prompts"] >= 400
+
+
+def test_the_claims_are_recounted_from_their_reports(tmp_path):
+    """The table of verdicts follows from the raw reports, which have today's settings; at least 12 switches
+    with 3 seeds each."""
+    folder = tables.RESULTS / "claims"
+    asked = json.loads((folder / "asked.json").read_text())
+    chosen = dict(map(switches.parse_switch, asked["switches"]))
+    rows, runs = ablate.plan(chosen, asked["seeds"], asked["grid"])
+    lines = comparison.collect(folder, rows, asked["seeds"])
+    assert comparison.markdown(lines, chosen) == (folder / "table.md").read_text()
+    assert len(chosen) >= 12 and asked["seeds"] >= 3
+    assert len(runs) == len(list(folder.glob("*/*/seed*/report.json")))
+    for where, (_, _, stage, changes, seed) in runs.items():
+        report = json.loads((folder / where / "report.json").read_text())
+        frozen = {"freeze_encoder": True} if stage == "decoder" else {}
+        settings = switches.settings_for({**frozen, **changes}, report["budget"] / report["step_cost"])
+        assert json.loads(json.dumps(asdict(settings))) == report["settings"] and report["seed"] == seed
 
 
 def test_conditions_do_what_they_promise():

@@ -172,10 +172,20 @@ def run_all(args, out, runs):
 
 def keep(out, folder):
     """Copy the table, the plots and every run's report: what is worth committing."""
-    for path in [*out.glob("table.*"), *out.glob("*.png"), *out.glob("*/*/seed*/report.json")]:
+    for path in [out / "asked.json", *out.glob("table.*"), *out.glob("*.png"),
+                 *out.glob("*/*/seed*/report.json")]:
         target = folder / path.relative_to(out)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+
+
+def finish(args, out, rows, switches, asked):
+    """What was asked for, the tables and the plots; shown, and kept where the user wants them."""
+    pictures.put_in_place(out / "asked.json", lambda p: p.write_text(json.dumps(asked, indent=1)))
+    write_tables(out, rows, args.seeds, switches)
+    if args.keep:
+        keep(out, Path(args.keep))
+    print(f"\n{(out / 'table.md').read_text()}\ntable.md, table.csv and plot.png are in {out}{os.sep}")
 
 
 def main(argv=None):
@@ -215,16 +225,13 @@ def main(argv=None):
         rows, runs = plan(switches, args.seeds, args.grid)
         try_all(rows)
         run_all(args, out, runs)
-        write_tables(out, rows, args.seeds, switches)
-        if args.keep:
-            keep(out, Path(args.keep))
+        words = ["python", "-m", "minltx.workshop.ablate", *(sys.argv[1:] if argv is None else argv)]
+        finish(args, out, rows, switches, {"command": shlex.join(words), "switches": asked,
+                                           "seeds": args.seeds, "grid": args.grid})
     except (ValueError, OSError) as error:
         parser.exit(2, f"ablate: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "\nablate: stopped; the same command goes on\n")
-    words = shlex.join(["python", "-m", "minltx.workshop.ablate", *(sys.argv[1:] if argv is None else argv)])
-    print(f"\n{(out / 'table.md').read_text()}\n{words}\n"
-          f"table.md, table.csv and plot.png are in {out}{os.sep}")
 
 
 if __name__ == "__main__":

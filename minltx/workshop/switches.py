@@ -13,7 +13,8 @@ from minltx.workshop.checkpoint import tuples
 @dataclass(frozen=True)
 class Switch:
     """Levels by name, each the fields of Settings that it changes. stage: what is trained and judged, see
-    STAGES. The paper's claim, and the figure that decides it; at `better` the claim expects the best one."""
+    STAGES. The paper's claim, and the figure that decides it; at `better` the claim expects the best one.
+    With a single level the figure is a difference itself, and is compared with 0."""
 
     stage: str
     levels: dict
@@ -41,6 +42,9 @@ SWITCHES = {
         "told without noise": {"noise_range": 0.0},
         "plain": {"model.vae.timestep_conditioning": False, "noise_range": 0.0}},
         "a denoising decoder beats a plain one on what was generated", "generated digit", "told t"),
+    "decode-t": Switch("decoder", {"told t": {}},
+                       "decoding at t = 0.05 with noise 0.025 beats t = 0 without", "t = 0.05 for 0",
+                       "told t"),
     "gan": Switch("vae", {
         "none": {}, "reconstruction": {"loss.adversarial": 0.02},
         "ordinary": {"loss.adversarial": 0.02, "loss.gan": "ordinary"}},

@@ -23,7 +23,7 @@ IDEAS = {
     "flow": "rectified flow: the straight path, its velocity, training times, the schedules",
     "layers": "the few layers that more than one network uses",
     "vae": "compress 1:192, causally, and let the decoder do the last denoising step",
-    "losses": "what the VAE is trained on, and how the terms add up",
+    "losses": "what the VAE is trained on, reconstruction GAN included, and how the terms add up",
     "rope": "rotate queries and keys by seconds, rows and columns",
     "text": "words to vectors: the toy's caption encoder",
     "dit": "a transformer in which every latent voxel sees every other, with a time per token",
@@ -118,6 +118,20 @@ def full_size_text():
         f"{vae['encode_seconds']:.1f} s and decode it in {vae['decode_seconds']:.1f} s.")
 
 
+def claims_text():
+    """The ablations' verdicts, and what they took."""
+    folder = RESULTS / "claims"
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/seed*/report.json"))]
+    spent = {stage: [sum(r["seconds"].values()) / 60 for r in reports if r["stage"] == stage]
+             for stage in dict.fromkeys(r["stage"] for r in reports)}
+    asked = json.loads((folder / "asked.json").read_text())
+    return "\n".join([
+        (folder / "table.md").read_text().split("\n\n")[0], "",
+        f"`{asked['command']}`: {len(reports)} runs, {asked['seeds']} seeds, minutes of training each: "
+        + ", ".join(f"{stage} {sum(m) / len(m):.1f}" for stage, m in spent.items())
+        + f". Hardware: {' or '.join(sorted({r['hardware'] for r in reports}))}."])
+
+
 def imports_of(name):
     """The chapters that a chapter imports, in reading order."""
     tree = ast.parse((PACKAGE / f"{name}.py").read_text())
@@ -138,7 +152,7 @@ def chapters_table():
 def tables():
     """Marker in the README -> Markdown."""
     return {"results": results_table(reports()), "decoder": decoder_table(), "conditions": conditions_table(),
-            "chapters": chapters_table(), "full size": full_size_text()}
+            "chapters": chapters_table(), "full size": full_size_text(), "claims": claims_text()}
 
 
 def between(text, marker, new=None):
