@@ -98,6 +98,9 @@ def test_verdicts_say_what_the_numbers_say():
     assert comparison.verdict(switch, "s", lines([1.0, 1.1], [2.0, 2.2]))[0] == "holds"
     assert comparison.verdict(switch, "s", lines([2.0, 2.2], [1.0, 1.1]))[0] == "does not"
     assert comparison.verdict(switch, "s", lines([2.0, 1.0], [1.0, 2.2]))[0] == "cannot be told"
+    third = [*lines([1.0, 1.1], [2.0, 2.2]), {"switch": "s", "level": "c", "figure": "validation",
+                                              "values": [0.5, 0.4]}]
+    assert comparison.verdict(switch, "s", third)[0] == "holds against b; does not against c"
     alone = replace(switch, levels={"a": {}}, figure="first frame")                # a difference itself
     for values, answer in (([0.2, 0.3], "holds"), ([-0.2, -0.3], "does not"),
                            ([0.2, -0.3], "cannot be told")):

@@ -56,16 +56,18 @@ def verdict(switch, name, lines):
         of["0"] = [0.0] * len(of[switch.better])
     if switch.better not in of or len(of) < 2:
         return None
-    answers, words = [], []
+    answers, words = {}, []
     for level, values in of.items():
         if level != switch.better:
             against = compare(of[switch.better], values)
             good = (against["difference"] > 0) == more
             unclear = "no cost seen" if switch.no_worse else "cannot be told"
-            answers.append(("holds" if good else "does not") if against["clear"] else unclear)
+            answer = ("holds" if good else "does not") if against["clear"] else unclear
+            answers.setdefault(answer, []).append(level)
             words.append(f"{against['difference']:+.3g} ± {against['difference_spread']:.2g} "
                          f"against {level}")
-    together = answers[0] if len(set(answers)) == 1 else "; ".join(answers)
+    together = "; ".join(answer if len(answers) == 1 else f"{answer} against {', '.join(levels)}"
+                         for answer, levels in answers.items())
     return together, f"{switch.figure} of {switch.better}: " + "; ".join(words)
 
 
