@@ -1,5 +1,6 @@
 """The ablation runner: switches, equal compute, paired comparisons, and going on after being killed."""
 
+import argparse
 import csv
 import json
 import os
@@ -78,6 +79,18 @@ def test_equal_compute_means_fewer_of_the_dearer_steps(small):
     assert cost["two"] == pytest.approx(2 * cost["one"], rel=1e-6)
     assert cost["frozen"] < 0.9 * cost["one"] and 1.4 < cost["deep"] / cost["dit"] < 2.0
     assert trial.flops(SMALL, "both", data) == pytest.approx(cost["one"] + cost["dit"], rel=0.01)
+
+
+def test_minutes_are_timed_once_and_kept(small, tmp_path, monkeypatch):
+    """A training that takes 30 s here gets twice its steps in a minute, and the same after a restart."""
+    args = argparse.Namespace(minutes=1.0, budget=1.0, digits="drawn", jobs=2)
+    assert trial.seconds(SMALL, "vae", MovingDigits(*draw_digits(50, 0), SMALL.model.data)) > 0
+    monkeypatch.setattr(ablate, "seconds", lambda settings, stage, data: 30.0)
+    assert ablate.calibrate(args, tmp_path, {"vae"}) == {"vae": 2.0}
+    monkeypatch.setattr(ablate, "seconds", lambda settings, stage, data: 10.0)
+    assert ablate.calibrate(args, tmp_path, {"vae", "dit"}) == {"vae": 2.0, "dit": 6.0}
+    args.minutes = None
+    assert ablate.calibrate(args, tmp_path, {"vae"}) == {"vae": switches.LENGTH["vae"]}
 
 
 def test_comparisons_are_paired_by_seed():
