@@ -128,8 +128,7 @@ def run_cells(path, log, tasks, limit, skip):
     for number, cell in enumerate(read_notebook(path)["cells"]):
         if cell["cell_type"] != "code" or number in skip:
             continue
-        source = "\n".join(line for line in "".join(cell["source"]).split("\n")
-                           if not line.lstrip().startswith(("%", "!")))
+        source = without_magics("".join(cell["source"]))
         write(begin=number)
         try:
             names = defined_in(source)
@@ -145,6 +144,12 @@ def run_cells(path, log, tasks, limit, skip):
             if name in by_name and name in space:
                 write(task=by_name[name], hint=judge_within(by_name[name], space[name], limit))
         write(end=number)
+
+
+def without_magics(source):
+    """A cell's source with `pass` for the lines that only Jupyter understands."""
+    return "\n".join(line[: len(line) - len(line.lstrip())] + "pass" if line.lstrip().startswith(("%", "!"))
+                     else line for line in source.split("\n"))
 
 
 def judge_within(task, answer, limit):

@@ -1,6 +1,7 @@
 """Videos as GIF, PNG sheet, npz or mp4, pictures in, and loss curves out. (Pillow comes with matplotlib.)"""
 
 import os
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -85,6 +86,15 @@ def save_video(path, video, captions, fps=16.0, columns=None):
         put_in_place(path, lambda p: pages[0].save(p, disposal=1, **play))
     else:
         put_in_place(path, lambda p: save_mp4(p, grid(), fps))
+
+
+def inline(video, captions, fps=16.0, columns=None):
+    """Videos (B, 3, F, H, W) as a GIF that plays in a notebook: the last line of a cell."""
+    from IPython.display import Image as Shown
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_video(Path(folder) / "video.gif", video, captions, fps, columns)
+        return Shown(data=(Path(folder) / "video.gif").read_bytes(), format="gif")
 
 
 def check_ending(path):
