@@ -15,7 +15,8 @@ IDS = [p.stem for p in SOURCES]
 
 
 def cells_of(path):
-    return [("".join(c["source"]), c) for c in assignments.read_notebook(path)["cells"] if c["cell_type"] == "code"]
+    return [("".join(c["source"]), c) for c in assignments.read_notebook(path)["cells"]
+            if c["cell_type"] == "code"]
 
 
 def hand_in(path, *sources, assignment="A1"):
@@ -114,12 +115,14 @@ def test_accidents_cost_nothing_that_was_earned(tmp_path, accident, note):
 def test_hand_ins_that_are_none(tmp_path):
     (tmp_path / "A1.ipynb").write_text("{")
     hand_in(tmp_path / "A2.ipynb", assignment="Z9")
-    hand_in(tmp_path / "A3.ipynb", "def rms_norm(x):\n    return torch.nn.functional.normalize(x)", assignment="A3")
+    hand_in(tmp_path / "A3.ipynb", "def rms_norm(x):\n    return torch.nn.functional.normalize(x)",
+            assignment="A3")
     hand_in(tmp_path / "A4.ipynb", "from minltx.sampler import guide as g\nguide = g", "token_times = None",
             assignment="A4")
     results = assignments.grade_all(tmp_path, tmp_path / "out", 5.0, 30.0)
     assert [r["points"] for r in results] == [0, 0, 0, 0]
-    assert "not a Jupyter notebook" in results[0]["notes"][0] and "does not say which" in results[1]["notes"][0]
+    assert "not a Jupyter notebook" in results[0]["notes"][0]
+    assert "does not say which" in results[1]["notes"][0]
     assert "NameError" in results[2]["tasks"]["A3.4"]["hint"]                    # it imported nothing
     assert "package's own" in results[3]["tasks"]["A4.1"]["hint"]
     assert "must be a function" in results[3]["tasks"]["A4.2"]["hint"]

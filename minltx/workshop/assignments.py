@@ -3,9 +3,9 @@
     python -m minltx.workshop.assignments build --out student
     python -m minltx.workshop.assignments grade handed_in --out grades      # a folder, or one notebook
 
-A hand-in runs in a process of its own, cell by cell, each with a time limit; what it defines is checked as soon as
-it is defined, so a later crash costs nothing that was earned. It is a program: run those of strangers in a
-container.
+A hand-in runs in a process of its own, cell by cell, each with a time limit; what it defines is checked as
+soon as it is defined, so a later crash costs nothing that was earned. It is a program: run those of strangers
+in a container.
 """
 
 import argparse
@@ -73,15 +73,17 @@ def student_version(notebook):
 
 
 def build(sources, out):
-    """Student versions of all assignments, and points.csv; -> rows of (assignment, task, function, points)."""
+    """Student versions of all assignments, and points.csv -> rows (assignment, task, function, points)."""
     paths = sorted(Path(sources).glob("A*.ipynb"))
     if not paths:
-        raise ValueError(f"there are no assignments in {sources}: run this in the repository, or use --source")
+        raise ValueError(f"there are no assignments in {sources}: run this in the repository, "
+                         "or use --source")
     rows = []
     for path in paths:
         student = student_version(read_notebook(path))
         put_in_place(Path(out) / path.name, lambda p: p.write_text(json.dumps(student, indent=1) + "\n"))
-        rows += [(path.stem, task, CHECKS[task].name, CHECKS[task].points) for task in tasks_of(student, path)]
+        rows += [(path.stem, task, CHECKS[task].name, CHECKS[task].points)
+                 for task in tasks_of(student, path)]
     with open(Path(out) / "points.csv", "w", newline="") as file:
         csv.writer(file).writerows([("assignment", "task", "function", "points"), *rows])
     return rows
@@ -181,12 +183,12 @@ def grade(path, limit=20.0, total=120.0):
         return {**result, "notes": [f"{path} does not say which assignment it is: name it A1..., A2..., ..."]}
     hints = {task: "not found: no cell defines it" for task in tasks}
     notes, skip = [], []
-    while len(skip) < 4:                      # a cell that ends or stops the process is left out the next time
+    while len(skip) < 4:            # a cell that ends or stops the process is left out the next time
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "log"
             log.touch()
-            command = [sys.executable, "-m", "minltx.workshop.assignments", "worker", str(Path(path).resolve()),
-                       str(log), json.dumps([tasks, limit, skip])]
+            command = [sys.executable, "-m", "minltx.workshop.assignments", "worker",
+                       str(Path(path).resolve()), str(log), json.dumps([tasks, limit, skip])]
             ending = "ended the process"
             try:
                 subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -261,8 +263,8 @@ def main(argv=None):
     two.add_argument("--out", default="grades")
     two.add_argument("--cell-seconds", type=float, default=20.0)
     two.add_argument("--seconds", type=float, default=120.0,
-                     help="for a whole notebook; if it takes longer, it is run again without the cell where it "
-                          "was (default: %(default)s)")
+                     help="for a whole notebook; if it takes longer, it is run again without the cell "
+                          "where it was (default: %(default)s)")
     three = commands.add_parser("worker")
     for name in ("path", "log", "rest"):
         three.add_argument(name)
