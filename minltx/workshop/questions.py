@@ -1,4 +1,4 @@
-"""The questions of the assignments: the right function, inputs to try it on, and what typical mistakes compute.
+"""The questions of the assignments: the right function, inputs to try it on, and typical mistakes.
 
 A hint is what its mistake would need to hear. The mistakes stand here as code, so that a test can hold every
 hint to the mistake it is meant for.
@@ -295,7 +295,8 @@ A3 = {
         "over the last axis, token by token, not over tokens":
             lambda x: x * (x.square().mean((1, 2), keepdim=True) + 1e-6).rsqrt(),
         "divide by the root of the mean square": lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-6)}),
-    "A3.5": Check("attend", 3, attend, lambda g: [(*normal(g, 3, 2, 5, 12), 3), (*normal(g, 3, 1, 4, 8), 2)], {
+    "A3.5": Check("attend", 3, attend, lambda g: [(*normal(g, 3, 2, 5, 12), 3),
+                                                  (*normal(g, 3, 1, 4, 8), 2)], {
         "each head has its own softmax: split the width into heads first":
             lambda q, k, v, h: attend(q, k, v, 1),
         "each head is D / heads wide, so the scale is 1 / sqrt(D / heads)":
