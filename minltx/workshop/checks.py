@@ -27,7 +27,8 @@ def close(answer, expected, tolerance):
     if torch.is_tensor(expected):
         if not torch.is_tensor(answer) or answer.shape != expected.shape:
             return False
-        return torch.allclose(answer.double(), expected.double(), rtol=tolerance, atol=tolerance)
+        return torch.allclose(answer.double(), expected.double(), rtol=tolerance, atol=tolerance,
+                              equal_nan=True)
     if isinstance(expected, str) or expected is None:
         return answer == expected
     try:
@@ -56,6 +57,8 @@ def difference(answer, expected):
             return f"expected the shape {tuple(expected.shape)}, got {tuple(answer.shape)}"
         if not torch.isfinite(answer).all():
             return "there are values that are not finite (nan or inf)"
+        if expected.dtype == torch.bool or answer.dtype == torch.bool:
+            return f"{(answer != expected).sum()} of {expected.numel()} answers yes or no are wrong"
         return f"the values differ by up to {(answer - expected).abs().max():.3g}"
     return f"expected {expected!r}, got {answer!r}"
 

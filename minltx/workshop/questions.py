@@ -271,6 +271,7 @@ A3 = {
         "no time before the first frame: clamp at 0": lambda f, fps: (8 * f - 7) / fps,
         "frames over frames per second are seconds: divide by fps":
             lambda f, fps: (8 * f - 7).clamp(min=0) * fps,
+        "these are frames, not seconds yet: divide by fps": lambda f, fps: (8 * f - 7).clamp(min=0),
         "a latent frame is 8 pixel frames long": lambda f, fps: f / fps}),
     "A3.2": Check("angles_of", 2, angles_of, lambda g: [(uniform(g, 7), 5)], {
         "positions run from -1 to 1 before they meet a frequency: 2 p - 1":
@@ -279,16 +280,24 @@ A3 = {
             lambda p, n: (2 * p - 1)[:, None] * (10000.0 ** -torch.linspace(0, 1, n) * math.pi / 2),
         "the slowest frequency is pi/2, half a turn over the whole range: the factor is missing":
             lambda p, n: (2 * p - 1)[:, None] * 10000.0 ** torch.linspace(0, 1, n),
-        "exponentially from 1 to 10000: equal *ratios* between neighbours, not equal differences":
+        "the first of n frequencies is pi/2 and the last one 10000 times that: i / (n - 1), not i / n":
+            lambda p, n: (2 * p - 1)[:, None] * (10000.0 ** (torch.arange(n) / n) * math.pi / 2),
+        "exponentially from pi/2 to 10000 pi/2: equal *ratios* between neighbours, not equal differences":
             lambda p, n: (2 * p - 1)[:, None] * (torch.linspace(1, 10000, n) * math.pi / 2)}, 1e-4),
     "A3.3": Check("rotate", 3, rope.rotate, turned, {
         "neighbours turn together, channels 2j and 2j+1; you paired the first half with the second":
             rotate_halves,
         "the sign: (a, b) -> (a cos - b sin, b cos + a sin)": lambda x, c, s: rope.rotate(x, c, -s),
         "both channels of a pair change: (a, b) -> (a cos - b sin, b cos + a sin)": lambda x, c, s: x * c,
+        "the pairs came apart: stack them on a new last axis and flatten it, instead of joining the halves":
+            lambda x, c, s: torch.cat([x[..., ::2] * c[..., ::2] - x[..., 1::2] * s[..., ::2],
+                                       x[..., 1::2] * c[..., ::2] + x[..., ::2] * s[..., ::2]], dim=-1),
         "a rotation swaps the pair and flips one sign; without the swap lengths change":
             lambda x, c, s: x * c + x * s}),
-    "A3.4": Check("rms_norm", 2, layers.rms_norm, lambda g: [(2 * normal(g, 2, 5, 12) + 0.5,)], {
+    "A3.4": Check("rms_norm", 2, layers.rms_norm, lambda g: [(2 * normal(g, 2, 5, 12) + 0.5,),
+                                                             (torch.zeros(1, 2, 6),)], {
+        "a row of zeros becomes nan: add 1e-6 to the mean square, under the root":
+            lambda x: x / x.square().mean(-1, keepdim=True).sqrt(),
         "RMS norm does not subtract the mean; that is LayerNorm":
             lambda x: F.layer_norm(x, (x.shape[-1],), eps=1e-6),
         "the mean of the squares, not their sum": lambda x: F.normalize(x, dim=-1),
@@ -308,13 +317,19 @@ A3 = {
             attend_with(lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, 1),
                         lambda x: x.movedim(1, -1).flatten(2)),
         "the heads go back behind the tokens before they are joined":
-            attend_with(by_head, lambda x: x.reshape(x.shape[0], x.shape[2], -1))}),
+            attend_with(by_head, lambda x: x.reshape(x.shape[0], x.shape[2], -1)),
+        "tokens and heads must change places before q meets k: (B, heads, N, D / heads)":
+            attend_with(lambda x, h: x.unflatten(-1, (h, -1)), lambda x: x.flatten(2))}),
     "A3.6": Check("modulate", 2, modulate, lambda g: [
         (normal(g, 2, 5, 8), normal(g, 2, 1, 8), normal(g, 2, 1, 8))], {
         "at scale 0 nothing should change: multiply by 1 + scale":
             lambda x, shift, scale: layers.rms_norm(x) * scale + shift,
         "first scale, then shift": lambda x, shift, scale: (layers.rms_norm(x) + shift) * (1 + scale),
         "normalise before you modulate": lambda x, shift, scale: x * (1 + scale) + shift,
+        "normalise first, modulate after it":
+            lambda x, shift, scale: layers.rms_norm(x * (1 + scale) + shift),
+        "the norm here is RMS norm, which takes no mean off":
+            lambda x, shift, scale: F.layer_norm(x, (x.shape[-1],), eps=1e-6) * (1 + scale) + shift,
         "shift and scale have changed places":
             lambda x, shift, scale: layers.rms_norm(x) * (1 + shift) + scale}),
 }
@@ -330,6 +345,12 @@ def strengths(g):
 def per_token(z, t):
     """A velocity that depends on every token's own time, and on the others' as attention would."""
     return torch.cos(2 * z) - t[..., None] - t.mean(-1)[..., None, None]
+
+
+def schedules(g):
+    """Schedules that hold t, miss it, and hold it but for rounding."""
+    even = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+    return [(flow.shifted_schedule(8, 2304), 0.6), (even, 0.5), (even + 3e-8, 0.25)]
 
 
 def given(g):
@@ -362,6 +383,9 @@ A4 = {
         "that steers away from the caption": lambda null, text, s: null + s * (null - text),
         "that is an average of both; guidance goes past the caption":
             lambda null, text, s: (null + s * text) / (1 + s),
+        "from v_null towards v_text, not from v_text towards v_null":
+            lambda null, text, s: text + s * (null - text),
+        "the difference of the two is scaled, not v_text itself": lambda null, text, s: null + s * text,
         "the guidance is not used": lambda null, text, s: text}),
     "A4.2": Check("token_times", 3, sampler.token_times, strengths, {
         "a given token is nearer to data than the rest: the smaller of t and 1 - strength":
@@ -370,6 +394,10 @@ A4 = {
             lambda t, s: (s.clamp(max=t)[..., 0], t - 1e-6 < s),
         "the other way round: a token moves once t has come down to its own time":
             lambda t, s: ((1 - s).clamp(max=t)[..., 0], t - 1e-6 >= 1 - s),
+        "a token of strength 0.5 moves, too, once t has come down to 0.5: compare t with 1 - strength":
+            lambda t, s: ((1 - s).clamp(max=t)[..., 0], s == 0),
+        "a token of strength 0.5 stands still, too, while t is above 0.5: compare t with 1 - strength":
+            lambda t, s: ((1 - s).clamp(max=t)[..., 0], s < 1),
         "a given token does not move while t is above its own time":
             lambda t, s: ((1 - s).clamp(max=t)[..., 0], torch.ones_like(s, dtype=torch.bool)),
         "times are (B, N), one axis less than strength":
@@ -381,6 +409,10 @@ A4 = {
             euler_for_tokens(lambda t, s: torch.full(s.shape[:2], t), lambda t, s: t - 1e-6 < 1 - s),
         "only tokens of strength exactly 1 stand still in yours; a softer one waits, too, and then moves":
             euler_for_tokens(own_times, lambda t, s: s < 1),
+        "the sign of the step: t_next - t is negative, and that is right":
+            lambda v, z, schedule, s: guided_euler(lambda z, t: -v(z, t), z, schedule, s),
+        "just the wrong ones move: torch.where(moves, moved, z)":
+            euler_for_tokens(own_times, lambda t, s: t - 1e-6 >= 1 - s),
         "no token that has any strength ever moves in yours; a softer one does, from 1 - strength on":
             euler_for_tokens(own_times, lambda t, s: s == 0)}),
     "A4.4": Check("shifted_schedule", 2, flow.shifted_schedule, lambda g: [(8, 2304), (20, 80)], {
@@ -388,14 +420,16 @@ A4 = {
             lambda n, N: torch.linspace(1, 0, n + 1),
         "the last time is 0, the data: append it after the shift":
             lambda n, N: flow.shifted_schedule(n, N)[:-1],
+        "shift the times from 1 to 1/steps only, and append the 0 afterwards":
+            lambda n, N: flow.shift_times(torch.linspace(1, 0, n + 1, dtype=torch.float64), N, 0.1).float(),
         "not stretched: the last time before 0 should become 0.1":
             lambda n, N: flow.shifted_schedule(n, N, terminal=None),
         "from noise to data is from 1 down to 0": lambda n, N: flow.shifted_schedule(n, N).flip(0)}),
-    "A4.5": Check("schedule_from", 2, flow.schedule_from, lambda g: [
-        (flow.shifted_schedule(8, 2304), 0.6), (torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]), 0.5)], {
+    "A4.5": Check("schedule_from", 2, flow.schedule_from, schedules, {
         "start at t itself, then all times below it": lambda s, t: s[s < t - 1e-6],
         "from the end you kept what is noisier than t; what is left is what is below":
             lambda s, t: torch.cat([s[s > t], s.new_tensor([t])]),
+        "t itself comes first, and only once": lambda s, t: torch.cat([s.new_tensor([t]), s[s <= t]]),
         "t times the whole schedule has other times than the model's own":
             lambda s, t: s * t}),
 }
