@@ -76,7 +76,8 @@ def judge(task, answer):
         except NotImplementedError:
             return "not written yet"
         except Exception as error:
-            return f"it raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            reason = str(error).splitlines()[0] if str(error) else ""
+            return hint(c, answer, cases) or f"it raises {type(error).__name__}: {reason}"
         if any(torch.is_tensor(a) and not torch.equal(a, b) for a, b in zip(own, arguments)):
             return "it changes its argument in place: make a new tensor instead"
         if not close(got, expected, c.tolerance):
@@ -110,4 +111,5 @@ def check(task, answer):
     problem = judge(task, answer)
     if problem:
         raise Wrong(f"{task} {CHECKS[task].name}: {problem}")
-    print(f"{task} {CHECKS[task].name}: right, {CHECKS[task].points} points")
+    points = CHECKS[task].points
+    print(f"{task} {CHECKS[task].name}: right, {points} point{'s' * (points > 1)}")

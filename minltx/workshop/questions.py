@@ -71,7 +71,9 @@ A1 = {
         "the data must fade out while the noise comes in: multiply x0 by 1 - t":
             lambda x0, noise, t: x0 + aligned(t, x0) * noise,
         "t has one number per sample: give it as many axes of length 1 as x0 has after the first":
-            lambda x0, noise, t: (1 - t) * x0 + t * noise}),
+            lambda x0, noise, t: (1 - t) * x0 + t * noise,
+        "one axis of length 1 is enough for points, not for latents: as many as x0 has after the first":
+            lambda x0, noise, t: (1 - t[:, None]) * x0 + t[:, None] * noise}),
     "A1.2": Check("velocity", 1, flow.velocity, lambda g: [(normal(g, 3, 4, 2), normal(g, 3, 4, 2))], {
         "the sign: z = (1 - t) x0 + t noise, so dz/dt = noise - x0": lambda x0, noise: x0 - noise,
         "that is the noise itself, what DDPM learns; the velocity is dz/dt": lambda x0, noise: noise,
@@ -82,13 +84,26 @@ A1 = {
             lambda z, v, t: z + aligned(t, z) * v,
         "from time t it is t back to the data at 0, not 1 - t": lambda z, v, t: z - (1 - aligned(t, z)) * v,
         "the way back is as long as t: you took a whole step of length 1": lambda z, v, t: z - v,
+        "you walked on to the noise at t = 1; the data is at t = 0":
+            lambda z, v, t: z + (1 - aligned(t, z)) * v,
         "t has one number per sample: give it as many axes of length 1 as z has after the first":
-            lambda z, v, t: z - t * v}),
+            lambda z, v, t: z - t * v,
+        "one axis of length 1 is enough for points, not for latents: as many as z has after the first":
+            lambda z, v, t: z - t[:, None] * v}),
     "A1.4": Check("flow_loss", 2, flow.flow_loss, lambda g: [
         (normal(g, 2, 6, 4), normal(g, 2, 6, 4), (uniform(g, 2, 6, 1) > 0.4).float())], {
-        "what does not count must not be in the mean: divide by the sum of the weights":
+        "what does not count must not be in the mean: divide by the number of *values* that count, "
+        "which is the sum of the weight expanded to v's shape":
             lambda v, target, w: ((v - target).square() * w).mean(),
         "every place counts here: multiply by the weight": lambda v, target, w: (v - target).square().mean(),
+        "one mean over the whole batch, not a mean of the samples' means: samples with few tokens that "
+        "count would weigh more":
+            lambda v, target, w: (((v - target).square() * w).sum((1, 2))
+                                  / w.expand_as(v).sum((1, 2))).mean(),
+        "that is the loss of what is given: weight 1 counts, 0 does not":
+            lambda v, target, w: flow.flow_loss(v, target, 1 - w),
+        "a mean, not a sum: divide by the number of values that count":
+            lambda v, target, w: ((v - target).square() * w).sum(),
         "it is the squared error, not the absolute one":
             lambda v, target, w: ((v - target).abs() * w.expand_as(v)).sum() / w.expand_as(v).sum(),
         "the weight has one number per token and v has one per channel: expand it before you sum it":
@@ -100,6 +115,11 @@ A1 = {
         "that shifts towards the data; the shift of positive mu goes towards noise":
             lambda t, mu: math.exp(-mu) / (math.exp(-mu) + (1 / t - 1)),
         "nothing is shifted": lambda t, mu: t,
+        "the 1 is missing: e^mu / (e^mu + (1/t - 1))": lambda t, mu: math.exp(mu) / (math.exp(mu) + 1 / t),
+        "mind the brackets: 1/t - 1, not 1/(t - 1)":
+            lambda t, mu: math.exp(mu) / (math.exp(mu) + 1 / (t - 1)),
+        "torch.exp wants a tensor and mu is a number: use math.exp":
+            lambda t, mu: torch.exp(mu) / (torch.exp(mu) + (1 / t - 1)),
         "it is 1/t - 1 in the denominator, not 1 - t":
             lambda t, mu: math.exp(mu) / (math.exp(mu) + (1 - t))}),
     "A1.6": Check("euler", 2, sampler.euler, lambda g: [
@@ -108,6 +128,12 @@ A1 = {
             euler_with(lambda v, z, t, s: z + (s - t)[:, None] * v(z, s)),
         "time runs from 1 down to 0, so t_next - t is negative; your steps go away from the data":
             euler_with(lambda v, z, t, s: z + (t - s)[:, None] * v(z, t)),
+        "velocity wants a time for each sample, (B,): t.expand(len(z)) makes it of a single one":
+            lambda v, z, s: [v(z, t) for t in s[:-1]],
+        "times are (B,), one number per sample, without further axes":
+            lambda v, z, s: z + (s[1] - s[0]) * v(z, s[:1].expand(len(z), 1)),
+        "ask for the velocity anew at every step: it depends on where you are and on the time":
+            lambda v, z, s: z + (s[-1] - s[0]) * v(z, s[:1].expand(len(z))),
         "the last step is missing: it ends at the schedule's last time":
             lambda v, z, s: sampler.euler(v, z, s[:-1]),
         "each step has its own length, t_next - t: these are not all alike":
