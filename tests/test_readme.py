@@ -16,7 +16,7 @@ import train_tiny
 from minltx.data import DataConfig
 from minltx.dit import DiT, DiTConfig
 from minltx.vae import VAEConfig, VideoVAE
-from minltx.workshop import ablate, comparison, switches, tables
+from minltx.workshop import ablate, assignments, comparison, switches, tables
 from minltx.workshop.checkpoint import GUIDANCE, SHIPPED, STEPS, ModelConfig, load_checkpoint
 from minltx.workshop.count import CHAPTERS, PACKAGE, chapter_lines
 
@@ -49,6 +49,10 @@ def test_every_command_is_understood(monkeypatch):
             assert isinstance(train_tiny.main(words[2:]), argparse.Namespace)
         elif words[1:2] == ["-m"] and words[2].startswith("minltx."):
             assert importlib.util.find_spec(words[2]) is not None
+            if words[2].endswith("assignments"):
+                for step in ("build", "grade_all"):
+                    monkeypatch.setattr(assignments, step, lambda *args: [])
+                assignments.main(words[3:])
             if words[2].endswith("ablate"):
                 for step in ("try_all", "run_all", "finish"):
                     monkeypatch.setattr(ablate, step, lambda *args: None)

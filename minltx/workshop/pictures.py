@@ -1,5 +1,7 @@
 """Videos as GIF, PNG sheet, npz or mp4, pictures in, and loss curves out. (Pillow comes with matplotlib.)"""
 
+import base64
+import io
 import os
 from pathlib import Path
 
@@ -85,6 +87,22 @@ def save_video(path, video, captions, fps=16.0, columns=None):
         put_in_place(path, lambda p: pages[0].save(p, disposal=1, **play))
     else:
         put_in_place(path, lambda p: save_mp4(p, grid(), fps))
+
+
+def inline(video, captions, fps=16.0, columns=None):
+    """Videos (B, 3, F, H, W) as a GIF that plays in a notebook: the last line of a cell. Small, because it
+    stays in the notebook: twice the pixels, 64 colours."""
+    from IPython.display import HTML
+
+    pages = captioned(to_uint8(video), captions, columns or min(len(video), 4), 2)
+    every = Image.fromarray(np.concatenate([np.asarray(page) for page in pages[:: max(1, len(pages) // 4)]]))
+    palette = every.quantize(64, dither=Image.Dither.NONE)
+    pages = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
+    file = io.BytesIO()
+    pages[0].save(file, format="GIF", save_all=True, append_images=pages[1:], loop=0, optimize=False,
+                  duration=max(20, round(1000 / fps)), disposal=1)
+    words, data = "; ".join(captions), base64.b64encode(file.getvalue()).decode()
+    return HTML(f'<img alt="{words}" src="data:image/gif;base64,{data}">')
 
 
 def check_ending(path):

@@ -30,6 +30,18 @@ IDEAS = {
     "sampler": "from noise to video: Euler, guidance, conditions, decode with a little noise left"}
 
 
+# Chapter -> the lessons that show it and the assignment that has it written.
+TAUGHT = {"data": ("00", ""), "patchify": ("02", "A2"), "flow": ("01", "A1"), "layers": ("05", "A3"),
+          "vae": ("02 03", "A2"), "losses": ("02", "A2"), "rope": ("04", "A3"), "text": ("00", ""),
+          "dit": ("05", "A3"), "sampler": ("06", "A1 A4")}
+
+
+def links(names, folder):
+    """"02 03" -> Markdown links to the notebooks in a folder whose names begin so."""
+    paths = [next((ROOT / folder).glob(f"{name}_*.ipynb")) for name in names.split()]
+    return " ".join(f"[{path.name[:2]}]({path.relative_to(ROOT)})" for path in paths)
+
+
 def reports():
     """Name -> report, for those of ROWS that are there."""
     return {name: json.loads(path.read_text()) for name in ROWS
@@ -140,13 +152,15 @@ def imports_of(name):
 
 
 def chapters_table():
-    """The reading order with its ideas, code lines and imports."""
+    """The reading order: idea, file, code lines, imports, lesson and assignment."""
     counts = chapter_lines()
-    lines = ["| file | the idea | code lines | imports |", "|---|---|---|---|"]
+    lines = ["| the idea | file | code lines | imports | lesson | assignment |", "|---|---|---|---|---|---|"]
     for name in CHAPTERS:
         imports = ", ".join(imports_of(name)) or "-"
-        lines.append(f"| [{name}.py](minltx/{name}.py) | {IDEAS[name]} | {counts[name]} | {imports} |")
-    return "\n".join([*lines, f"| | together | {sum(counts.values())} | |"])
+        lesson, assignment = TAUGHT[name]
+        lines.append(f"| {IDEAS[name]} | [{name}.py](minltx/{name}.py) | {counts[name]} | {imports} | "
+                     f"{links(lesson, 'notebooks')} | {links(assignment, 'notebooks/assignments')} |")
+    return "\n".join([*lines, f"| | together | {sum(counts.values())} | | | |"])
 
 
 def tables():
