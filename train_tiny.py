@@ -220,11 +220,10 @@ def measure_latents(vae, latents):
     vae.latent_std.copy_(channels.std(1))
 
 
-def views_of(images, labels, settings):
+def views_of(data, images, labels, settings):
     """The kinds of clips that stage 2 learns from: the data's own, or those of `settings.views`."""
-    c = settings.model.data
-    return [MovingDigits(images, labels, replace(c, frames=frames, size=size, fps=fps))
-            for frames, size, fps in settings.views or ((c.frames, c.size, c.fps),)]
+    return [MovingDigits(images, labels, replace(data.config, frames=frames, size=size, fps=fps))
+            for frames, size, fps in settings.views] or [data]
 
 
 # --- Stage 2: the transformer -----------------------------------------------------------------------------
@@ -445,7 +444,8 @@ def train(args, command):
     if "vae" not in run.stages_done:
         train_vae(run, model, data, held_out)
     if "dit" not in run.stages_done:
-        views = encode_views(model.vae, views_of(images, labels, settings), settings.bank, args.seed, device)
+        views = views_of(data, images, labels, settings)
+        views = encode_views(model.vae, views, settings.bank, args.seed, device)
         measure_latents(model.vae, [latents for _, latents, _ in views])
         if args.only != "vae":
             train_dit(run, model, views, held_out)

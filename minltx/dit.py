@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minltx.layers import Attention, FeedForward, TimestepEmbedder, rms_norm
+from minltx.layers import NORMS, Attention, FeedForward, TimestepEmbedder, rms_norm
 from minltx.rope import latent_coordinates, rope_tables, rotate
 
 
@@ -41,7 +41,7 @@ class DiTConfig:
 
     def __post_init__(self):
         for name, known in (("rope", ("exponential", "inverse", "absolute", "none")),
-                            ("qk_norm", ("rms", "layer", "none")), ("attention", ("full", "space-time"))):
+                            ("qk_norm", NORMS), ("attention", ("full", "space-time"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}")
 

@@ -39,7 +39,7 @@ def test_every_switch_of_the_list_can_be_built_and_its_first_level_is_its_refere
         assert switch.stage in switches.STAGES and switch.claim
         assert switch.figure in switches.STAGES[switch.stage] and switch.better in switch.levels, name
         for changes in switch.levels.values():
-            settings = switches.settings_for(changes, 0.5)
+            settings = switches.settings_for(changes, switch.stage, 0.5)
             ToyModel(settings.model)
             assert settings.model.dit.stride == settings.model.vae.stride == (4, 8, 8)      # as many tokens
     assert len(switches.SWITCHES) >= 12
@@ -50,9 +50,9 @@ def test_any_field_is_a_switch_and_wrong_ones_are_named():
     assert list(switch.levels) == ["none", "exponential"] and switch.levels["exponential"] == {}
     name, switch = switches.parse_switch("loss.dwt=0.1,0.5")
     assert switch.stage == "vae" and switch.levels == {"0.1": {}, "0.5": {"loss.dwt": 0.5}}
-    assert switches.settings_for(switch.levels["0.5"]).loss.dwt == 0.5
+    assert switches.settings_for(switch.levels["0.5"], "vae").loss.dwt == 0.5
     name, switch = switches.parse_switch("model.dit.depth=4,2")
-    assert switch.stage == "dit" and switches.settings_for(switch.levels["2"]).model.dit.depth == 2
+    assert switch.stage == "dit" and switches.settings_for(switch.levels["2"], "dit").model.dit.depth == 2
     assert switches.parse_switch("times=shifted,uniform")[1].levels["uniform"] == {"times": "uniform"}
     for text, message in (("rope=none,round", "no level 'round': use exponential"), ("ropes", "is no switch"),
                           ("loss.dwd=0,1", "'dwd' is no setting: LossConfig has pixel"),
@@ -72,10 +72,10 @@ def test_references_are_shared_and_a_grid_is_a_product():
 
 def test_equal_compute_means_fewer_of_the_dearer_steps(small):
     data = MovingDigits(*draw_digits(50, 0), SMALL.model.data)
-    cost = {name: trial.flops(switches.settings_for(changes), stage, data) for name, stage, changes in (
-        ("one", "vae", {}), ("two", "vae", {"vae_phases": ((1, 8, 3), (9, 4, 4))}),
-        ("frozen", "decoder", {"freeze_encoder": True}), ("dit", "dit", {}), ("deep", "dit",
-                                                                             {"model.dit.depth": 4}))}
+    kinds = {"one": ("vae", {}), "two": ("vae", {"vae_phases": ((1, 8, 3), (9, 4, 4))}),
+             "frozen": ("decoder", {}), "dit": ("dit", {}), "deep": ("dit", {"model.dit.depth": 4})}
+    cost = {name: trial.flops(switches.settings_for(changes, stage), stage, data)
+            for name, (stage, changes) in kinds.items()}
     assert cost["two"] == pytest.approx(2 * cost["one"], rel=1e-6)
     assert cost["frozen"] < 0.9 * cost["one"] and 1.4 < cost["deep"] / cost["dit"] < 2.0
     assert trial.flops(SMALL, "both", data) == pytest.approx(cost["one"] + cost["dit"], rel=0.01)

@@ -147,8 +147,7 @@ def test_the_claims_are_recounted_from_their_reports(tmp_path):
     assert len(runs) == len(list(folder.glob("*/*/seed*/report.json")))
     for where, (_, _, stage, changes, seed) in runs.items():
         report = json.loads((folder / where / "report.json").read_text())
-        frozen = {"freeze_encoder": True} if stage == "decoder" else {}
-        settings = switches.settings_for({**frozen, **changes}, report["budget"] / report["step_cost"])
+        settings = switches.settings_for(changes, stage, report["budget"] / report["step_cost"])
         assert json.loads(json.dumps(asdict(settings))) == report["settings"] and report["seed"] == seed
 
 

@@ -146,7 +146,7 @@ def test_several_kinds_of_clips_in_one_training(tmp_path):
     kinds = ((9, 32, 16.0), (5, 40, 16.0), (1, 56, 16.0), (9, 32, 32.0))
     settings = replace(SMALL, views=kinds, dit_steps=40, conditioned=0.0)
     images = draw_digits(100, 0)
-    views = train_tiny.views_of(*images, settings)
+    views = train_tiny.views_of(MovingDigits(*images, SMALL.model.data), *images, settings)
     model, seen = train_tiny.ToyModel(SMALL.model), []
     model.vae.requires_grad_(False)
     encoded = train_tiny.encode_views(model.vae, views, 32, 0, "cpu")

@@ -59,7 +59,7 @@ def try_all(rows):
     data = MovingDigits(*draw_digits(200, 0), train_tiny.SHORT.model.data)
     for name, level, stage, changes in rows:
         try:
-            _, step = next(every_kind_of_step(settings_for(changes), stage, data))
+            _, step = next(every_kind_of_step(settings_for(changes, stage), stage, data))
             step()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{name} = {level} cannot be trained: {str(error).splitlines()[0]}") from None
@@ -109,8 +109,7 @@ def calibrate(args, out, stages):
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // args.jobs))
     for stage in sorted(stages - set(stored)):
-        settings = settings_for({"freeze_encoder": True} if stage == "decoder" else {})
-        stored[stage] = round(60 * args.minutes / seconds(settings, stage, data), 4)
+        stored[stage] = round(60 * args.minutes / seconds(settings_for({}, stage), stage, data), 4)
     torch.set_num_threads(threads)
     pictures.put_in_place(kept, lambda p: p.write_text(json.dumps(stored)))
     return stored

@@ -132,16 +132,13 @@ def run_cells(path, log, tasks, limit, skip):
             continue
         source = without_magics("".join(cell["source"]))
         write(begin=number)
+        names = []
         try:
             names = defined_in(source)
             with time_limit(limit):
                 exec(compile(source, f"cell {number}", "exec"), space)
         except BaseException as error:            # SystemExit and KeyboardInterrupt of a hand-in, too
             write(note=f"cell {number}: {type(error).__name__}: {str(error)[:200]}")
-            try:
-                names = defined_in(source)
-            except SyntaxError:
-                names = []
         for name in names:
             if name in by_name and name in space:
                 write(task=by_name[name], hint=judge_within(by_name[name], space[name], limit))

@@ -111,7 +111,7 @@ def write_tables(out, rows, seeds, switches):
 
     def write_csv(path):
         with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, [k for k in lines[0]])
+            writer = csv.DictWriter(file, list(lines[0]))
             writer.writeheader()
             writer.writerows({**line, "values": " ".join(map(repr, line["values"]))} for line in lines)
 

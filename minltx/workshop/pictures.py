@@ -82,11 +82,15 @@ def save_video(path, video, captions, fps=16.0, columns=None):
         put_in_place(path, page.save)
     elif ending == ".gif":
         pages = [page.quantize(256, dither=Image.Dither.NONE) for page in grid()]
-        play = {"save_all": True, "append_images": pages[1:], "loop": 0,
-                "duration": max(20, round(1000 / fps))}
-        put_in_place(path, lambda p: pages[0].save(p, disposal=1, **play))
+        put_in_place(path, lambda p: save_gif(p, pages, fps))
     else:
         put_in_place(path, lambda p: save_mp4(p, grid(), fps))
+
+
+def save_gif(target, pages, fps):
+    """PIL pages -> a GIF that plays for ever; target is a path or an open file."""
+    pages[0].save(target, format="GIF", save_all=True, append_images=pages[1:], loop=0, disposal=1,
+                  duration=max(20, round(1000 / fps)))
 
 
 def inline(video, captions, fps=16.0, columns=None):
@@ -99,8 +103,7 @@ def inline(video, captions, fps=16.0, columns=None):
     palette = every.quantize(64, dither=Image.Dither.NONE)
     pages = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
     file = io.BytesIO()
-    pages[0].save(file, format="GIF", save_all=True, append_images=pages[1:], loop=0, optimize=False,
-                  duration=max(20, round(1000 / fps)), disposal=1)
+    save_gif(file, pages, fps)
     words, data = "; ".join(captions), base64.b64encode(file.getvalue()).decode()
     return HTML(f'<img alt="{words}" src="data:image/gif;base64,{data}">')
 

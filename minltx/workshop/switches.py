@@ -122,9 +122,11 @@ def changed(config, changes):
     return config
 
 
-def settings_for(changes, budget=1.0):
-    """The short toy's settings with these changes; the transformer follows the VAE's shape."""
-    settings = changed(train_tiny.SHORT, {path: tuples(value) for path, value in changes.items()})
+def settings_for(changes, stage, budget=1.0):
+    """The short toy's settings with these changes; the transformer follows the VAE's shape, and the stage
+    "decoder" leaves the encoder as it is."""
+    settings = changed(replace(train_tiny.SHORT, freeze_encoder=stage == "decoder"),
+                       {path: tuples(value) for path, value in changes.items()})
     vae = settings.model.vae
     dit = replace(settings.model.dit, latent_channels=vae.channels, stride=vae.stride)
     return train_tiny.scaled(replace(settings, model=replace(settings.model, dit=dit)), budget)

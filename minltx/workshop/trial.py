@@ -14,7 +14,7 @@ import train_tiny
 from minltx.data import MovingDigits, Thing, caption
 from minltx.flow import shifted_schedule
 from minltx.losses import kl_divergence
-from minltx.sampler import Guidance, sample_latent, seeded_noise
+from minltx.sampler import Guidance, decode, sample_latent, seeded_noise
 from minltx.workshop import metrics, pictures
 from minltx.workshop.checkpoint import GUIDANCE, STEPS, ToyModel, load_checkpoint
 from minltx.workshop.run import Run, pick_device
@@ -74,29 +74,24 @@ def seconds(settings, stage, data):
     return total
 
 
-def train_and_judge(spec, folder, say=print):
+def train_and_judge(spec, folder):
     """One run, from its spec to its figures. Goes on from the folder's checkpoint if there is one."""
     device, seed, stage = pick_device(spec["device"]), spec["seed"], spec["stage"]
-    frozen = {"freeze_encoder": True} if stage == "decoder" else {}
-    torch.manual_seed(seed)
-    base, asked = settings_for(frozen), settings_for({**frozen, **spec["changes"]})
+    base, asked = settings_for({}, stage), settings_for(spec["changes"], stage)
     digits, held = train_tiny.load_digits(spec["digits"], seed)
     data, held_out = MovingDigits(*digits, base.model.data), MovingDigits(*held, base.model.data)
     cost = [flops(s, stage, data) for s in (base, asked)]
-    settings = settings_for({**frozen, **spec["changes"]}, spec["budget"] * cost[0] / cost[1])
-    say(f"a step costs {cost[1] / cost[0]:.3f} times the reference's")
+    settings = settings_for(spec["changes"], stage, spec["budget"] * cost[0] / cost[1])
+    print(f"a step costs {cost[1] / cost[0]:.3f} times the reference's")
 
     torch.manual_seed(seed)
     model = ToyModel(settings.model).to(device)
-    shared = load_checkpoint(spec["model"])[0] if stage in ("dit", "decoder") else None
     if stage == "dit":
         train_tiny.take_vae(model, spec["model"])
-    if stage == "decoder":
-        model.vae.encoder.load_state_dict(shared.vae.encoder.state_dict())
-        model.vae.latent_mean.copy_(shared.vae.latent_mean)
-        model.vae.latent_std.copy_(shared.vae.latent_std)
-        model.dit.load_state_dict(shared.dit.state_dict())
-        model.text.load_state_dict(shared.text.state_dict())
+    if stage == "decoder":                                         # everything is shared but the decoder
+        shared = load_checkpoint(spec["model"])[0].state_dict()
+        own = {k: v for k, v in model.state_dict().items() if k.startswith("vae.decoder.")}
+        model.load_state_dict({k: v for k, v in shared.items() if not k.startswith("vae.decoder.")} | own)
     run = Run(folder, model, settings, seed, spec["digits"], device, (folder / "checkpoint.pt").exists(),
               spec.get("save_every", 100))
     if stage == "dit" and not run.stages_done:
@@ -104,7 +99,7 @@ def train_and_judge(spec, folder, say=print):
     if "vae" not in run.stages_done:
         train_tiny.train_vae(run, model, data, held_out)
     if stage in ("vae", "both", "dit"):
-        views = train_tiny.views_of(*digits, settings)
+        views = train_tiny.views_of(data, *digits, settings)
         if stage == "dit":
             views = kept_latents(Path(spec["banks"]), model.vae, views, settings, seed, device)
         else:
@@ -158,20 +153,14 @@ def kept_latents(folder, vae, views, settings, seed, device):
 
 @torch.no_grad()
 def judge_vae(model, held_out, reader, seed, device):
-    """Figures of held-out reconstructions and of the latents."""
-    c = model.config.data
-    video, scenes = held_out.batch(128, train_tiny.rng(seed, train_tiny.EVALUATION, 1))
-    video = video.to(device)
+    """The figures of `train_tiny.judge_vae`, and those of detail and of the latents."""
+    plain, video, judged = train_tiny.judge_vae(model, held_out, reader, seed, device)
     mean, logvar = model.vae.encode(video)
-    noise = torch.randn(mean.shape, generator=train_tiny.rng(seed, train_tiny.EVALUATION, 2)).to(device)
-    plain = train_tiny.reconstruct(model.vae, video)
-    read = metrics.adherence(metrics.read_clips(plain.cpu(), c.digits, reader, c.digit_size), scenes)
     spectrum = torch.linalg.eigvalsh(torch.cov(mean.movedim(1, 0).flatten(1).double())).clamp(min=0)
     per_channel = [kl_divergence(mean[:, i], logvar[:, i]).item() for i in range(mean.shape[1])]
-    return {"psnr": metrics.psnr(plain, video).mean().item(), "motion": metrics.motion_ratio(plain, video),
-            "detail": metrics.detail_ratio(plain, video), "digit read": 100 * read["digit"],
-            "psnr at 0.1": metrics.psnr(train_tiny.reconstruct(model.vae, video, 0.1, noise),
-                                        video).mean().item(),
+    return {"psnr": judged["psnr"], "motion": judged["motion_ratio"],
+            "detail": metrics.detail_ratio(plain, video), "digit read": 100 * judged["read"]["digit"],
+            "psnr at 0.1": judged["psnr_over_noise"][0.1],
             # participation ratio of the latents' principal components: how many channels are at work
             "dimension": (spectrum.sum() ** 2 / spectrum.square().sum()).item(),
             "channels in use": sum(kl > 0.1 for kl in per_channel)}
@@ -192,16 +181,12 @@ def judge_decoder(model, held_out, reader, seed, prompts):
     coded = model.vae.normalize(model.vae.encode(clips)[0])
     noise = torch.randn(latent.shape, generator=generator)
 
-    def show(z, announced, added):
-        times = torch.full((prompts,), announced)
-        return model.vae.decode(model.vae.denormalize((1 - added) * z + added * noise), times).clamp(-1, 1)
-
     def read(video):
         found = metrics.read_clips(video, c.digits, reader, c.digit_size)
         return 100 * metrics.adherence(found, scenes)["digit"]
 
     for announced, added in itertools.product((0.0, 0.025, 0.05, 0.1, 0.2), repeat=2):
-        rebuilt, made = show(coded, announced, added), show(latent, announced, added)
+        rebuilt, made = (decode(model.vae, z, announced, added, noise) for z in (coded, latent))
         rows.append({"announced": announced, "noise": added,
                      "psnr": metrics.psnr(rebuilt, clips).mean().item(),
                      "motion": metrics.motion_ratio(rebuilt, clips), "reconstructed digit": read(rebuilt),
