@@ -7,13 +7,14 @@ token to token: a token with t = 0 is a given picture, which is all that image-t
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minltx.layers import NORMS, Attention, FeedForward, TimestepEmbedder, rms_norm
-from minltx.rope import latent_coordinates, rope_tables, rotate
+from minltx.layers import NORMS, Attention, FeedForward, TimestepEmbedder, modulate, rms_norm
+from minltx.rope import as_pairs, latent_coordinates, rope_tables, turn_
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,11 @@ class Block(nn.Module):
     def forward(self, h, text, text_mask, modulation, rope, mask=None, perturb=None):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = \
             (self.scale_shift_table + modulation).unbind(2)                              # each (B, 1 or N, D)
-        h = h + gate_msa * self.attn1(rms_norm(h) * (1 + scale_msa) + shift_msa, mask=mask, rotate=rope,
-                                      perturb=perturb)
+        x = self.attn1(modulate(rms_norm(h), shift_msa, scale_msa), mask=mask, rotate=rope, perturb=perturb)
+        h = torch.addcmul(h, gate_msa, x)                                                 # h + gate * x
         h = h + self.attn2(h, text, text_mask)
-        return h + gate_mlp * self.ff(rms_norm(h) * (1 + scale_mlp) + shift_mlp)          # (B, N, D)
+        x = self.ff(modulate(rms_norm(h), shift_mlp, scale_mlp))
+        return torch.addcmul(h, gate_mlp, x)                                              # (B, N, D)
 
 
 class DiT(nn.Module):
@@ -131,26 +133,35 @@ class DiT(nn.Module):
 
     def forward_tokens(self, tokens, t, coordinates, text, text_mask=None, perturb=None):
         """The same for any tokens (B, N, C), with times (B, 1 or N) and coordinates ([B,] 3, N) -> (B, N, C).
+        """
+        return self.step(tokens, t, self.prepare(coordinates, text, text_mask), perturb)
+
+    def prepare(self, coordinates, text, text_mask=None):
+        """All that stays the same from step to step of a sampling, for `step`: the positions' tables, who
+        sees whom, the caption at the transformer's width and its mask."""
+        c = self.config
+        cos, sin = rope_tables(coordinates, c.width, c.max_position, c.theta,
+                               ascending=c.rope != "inverse")                             # ([B,] N, D) each
+        absolute = torch.cat([cos[..., ::2], sin[..., ::2]], dim=-1) if c.rope == "absolute" else None
+        rope = partial(turn_, pairs=as_pairs(cos, sin)) if c.rope in ("exponential", "inverse") else None
+        masks = who_sees_whom(coordinates) if c.attention == "space-time" else (None, None)
+        return absolute, rope, masks, self.caption_projection(text), text_mask            # text (B, L, D)
+
+    def step(self, tokens, t, prepared, perturb=None):
+        """Velocity (B, N, C) of tokens (B, N, C) at times (B, 1 or N), with what `prepare` returned.
 
         perturb = (mode, blocks) makes these blocks blind: "attention_values" and "attention_skip" take the
         attention out (see `Attention`), "transformer_block" the whole block (SPEC 5.2).
         """
-        c = self.config
-        cos, sin = rope_tables(coordinates, c.width, c.max_position, c.theta,
-                               ascending=c.rope != "inverse")                             # ([B,] N, D) each
-        turn = (lambda x: rotate(x, cos, sin)) if c.rope in ("exponential", "inverse") else None
-        masks = who_sees_whom(coordinates) if c.attention == "space-time" else (None, None)
+        absolute, rope, masks, text, text_mask = prepared
         h = self.patchify_proj(tokens)                                                    # (B, N, D)
-        if c.rope == "absolute":
-            h = h + torch.cat([cos[..., ::2], sin[..., ::2]], dim=-1).to(h.dtype)
+        h = h if absolute is None else h + absolute.to(h.dtype)
         time = self.time_embedder(1000 * t)                                               # (B, 1 or N, D)
         modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))            # (B, 1 or N, 6, D)
-        text = self.caption_projection(text)                                              # (B, L, D)
         mode, blind = perturb or (None, ())
         for i, block in enumerate(self.blocks):
             if i in blind and mode == "transformer_block":
                 continue
-            h = block(h, text, text_mask, modulation, turn, masks[i % 2], mode if i in blind else None)
+            h = block(h, text, text_mask, modulation, rope, masks[i % 2], mode if i in blind else None)
         shift, scale = (self.scale_shift_table + time[:, :, None]).unbind(2)              # (B, 1 or N, D)
-        h = F.layer_norm(h, (c.width,), eps=1e-6) * (1 + scale) + shift
-        return self.proj_out(h)                                                           # (B, N, C)
+        return self.proj_out(modulate(F.layer_norm(h, h.shape[-1:], eps=1e-6), shift, scale))   # (B, N, C)

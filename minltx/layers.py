@@ -33,9 +33,15 @@ class TimestepEmbedder(nn.Module):
 
 
 def rms_norm(x, eps=1e-6):
-    """x / sqrt(mean(x^2) + eps) over the last axis; the statistics are float32 whatever the dtype of x."""
-    x32 = x.float()
-    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    """x / sqrt(mean(x^2) + eps) over the last axis; the statistics are float32 or finer, whatever x is."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)               # (..., 1)
+    return (x * torch.rsqrt(length.square() / x.shape[-1] + eps)).to(x.dtype)
+
+
+def modulate(x, shift, scale):
+    """x * (1 + scale) + shift, in one pass over memory."""
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 class RMSNorm(nn.Module):
@@ -47,7 +53,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        return rms_norm(x, self.eps) * self.weight
+        x = rms_norm(x, self.eps)
+        return x * self.weight if torch.is_grad_enabled() else x.mul_(self.weight)
 
 
 NORMS = {"rms": RMSNorm, "layer": nn.LayerNorm, "none": nn.Identity}
@@ -101,4 +108,7 @@ class FeedForward(nn.Module):
         self.linear_2 = nn.Linear(4 * width, width)
 
     def forward(self, x):
-        return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))
+        h = self.linear_1(x)
+        if torch.is_grad_enabled():
+            return self.linear_2(F.gelu(h, approximate="tanh"))
+        return self.linear_2(torch.ops.aten.gelu_(h, approximate="tanh"))    # in place: the largest tensor

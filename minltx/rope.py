@@ -41,10 +41,10 @@ def rope_tables(coordinates, width, max_position, theta=10000.0, ascending=True)
     frequencies = theta ** (exponents if ascending else -exponents) * math.pi / 2         # (n,)
     limits = torch.tensor(max_position, dtype=torch.float32, device=device)
     fractions = (coordinates / limits[:, None]).transpose(-1, -2)                         # (..., N, 3)
-    angles = (fractions * 2 - 1)[..., None, :] * frequencies[:, None]                     # (..., N, n, 3)
-    angles = angles.flatten(-2).repeat_interleave(2, dim=-1)                              # (..., N, 6n)
+    angles = ((fractions * 2 - 1)[..., None, :] * frequencies[:, None]).flatten(-2)       # (..., N, 3n)
     still = angles.new_zeros(*angles.shape[:-1], width - 6 * n)                      # (..., N, width mod 6)
-    return torch.cat([still + 1, angles.cos()], dim=-1), torch.cat([still, angles.sin()], dim=-1)
+    cos, sin = (table.repeat_interleave(2, dim=-1) for table in (angles.cos(), angles.sin()))
+    return torch.cat([still + 1, cos], dim=-1), torch.cat([still, sin], dim=-1)
 
 
 def rotate(x, cos, sin):
@@ -53,3 +53,17 @@ def rotate(x, cos, sin):
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)                                    # (B, N, D/2) each
     cos, sin = cos[..., ::2], sin[..., ::2]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
+
+
+def as_pairs(cos, sin):
+    """Tables (..., N, D) as `turn_` wants them, cosine beside sine: (..., N, D/2, 2)."""
+    return torch.stack([cos[..., ::2], sin[..., ::2]], dim=-1)
+
+
+def turn_(x, pairs):
+    """`rotate` in one pass over memory instead of six: (a + ib) e^(i angle). It may happen in place, so x must
+    be the caller's own. (A compiler makes one pass of `rotate`, and knows real numbers only.)"""
+    if torch.compiler.is_compiling():
+        return rotate(x, *(table.repeat_interleave(2, dim=-1) for table in pairs.unbind(-1)))
+    turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))).mul_(torch.view_as_complex(pairs))
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)

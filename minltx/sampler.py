@@ -9,6 +9,7 @@ slightly noisy again before decoding: the decoder was trained to remove the last
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from minltx.dit import flatten_latent, unflatten_tokens
 from minltx.flow import interpolate, predict_x0
@@ -70,6 +71,7 @@ def guide(v_null, v_text, guidance):
     return v_null + guidance * (v_text - v_null)
 
 
+FEW_TOKENS = 512    # in a batch up to here both captions are asked for at once; beyond, one after the other
 STG_MODES = ("attention_values", "attention_skip", "transformer_block")
 
 
@@ -176,16 +178,27 @@ def sample_latent(dit, noise, schedule, text, null_text=None, guidance=Guidance(
         noisy = clean + condition_noise * t**2 * draw(z.shape[1:], generators, z.device)
         return torch.where(strength > 1 - 1e-6, noisy, z)
 
-    def velocity(z, t):
-        def ask(words, perturb=None):
-            times = t[:, None] if t.ndim == 1 else t                                        # (B or 1, 1 or N)
-            return dit.forward_tokens(z.to(words[0].dtype), times, coordinates, *words, perturb).float()
+    words, guided = dit.prepare(coordinates, *text), guidance.cfg > 1
+    together = guided and len(z) * z.shape[1] <= FEW_TOKENS
+    if together:
+        pairs = (pad_sequence([*null, *known], batch_first=True) for null, known in zip(null_text, text))
+        both = dit.prepare(coordinates, *pairs)                                             # (2B, L, D)
+    elif guided:
+        nothing = dit.prepare(coordinates, *null_text)
 
-        v = v_text = ask(text)
-        if guidance.cfg > 1:
-            v = guide(ask(null_text), v_text, guidance.cfg)
+    def ask(z, t, given, perturb=None):
+        times = t[:, None] if t.ndim == 1 else t                                            # (B or 1, 1 or N)
+        return dit.step(z.to(text[0].dtype), times, given, perturb).float()
+
+    def velocity(z, t):
+        if together:
+            v_null, v_text = ask(torch.cat([z, z]), t if len(t) == 1 else torch.cat([t, t]), both).chunk(2)
+        else:
+            v_text = ask(z, t, words)
+            v_null = ask(z, t, nothing) if guided else None
+        v = guide(v_null, v_text, guidance.cfg) if guided else v_text
         if guidance.stg > 0:
-            v = v + guidance.stg * (v_text - ask(text, (guidance.stg_mode, guidance.stg_blocks)))
+            v = v + guidance.stg * (v_text - ask(z, t, words, (guidance.stg_mode, guidance.stg_blocks)))
             if guidance.rescale != 1:
                 ratio = v_text.std((1, 2), keepdim=True) / v.std((1, 2), keepdim=True)
                 v = v * (guidance.rescale * ratio + 1 - guidance.rescale)

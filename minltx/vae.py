@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.backends import mkldnn
 
 from minltx.flow import like
 from minltx.layers import TimestepEmbedder
@@ -69,6 +68,10 @@ class VAEConfig:
         return tuple(stride)
 
 
+# A small clip alone on a CPU: torch itself would take a path that is up to ten times slower.
+FAST_ON_CPU = torch.backends.mkldnn.is_available()
+
+
 class CausalConv3d(nn.Module):
     """A 3x3x3 convolution that repeats edge frames in time and pads zeros in space.
 
@@ -83,10 +86,11 @@ class CausalConv3d(nn.Module):
 
     def forward(self, x):
         x = torch.cat([x[:, :, :1]] * self.front + [x] + [x[:, :, -1:]] * self.back, dim=2)
-        if len(x) > 1 or x.device.type != "cpu" or x.dtype == torch.float64 or not mkldnn.is_available():
-            return self.conv(x)
-        c = self.conv   # a small clip alone: torch would choose a path that is up to ten times slower
-        return torch.mkldnn_convolution(x, c.weight, c.bias, c.padding, c.stride, c.dilation, c.groups)
+        small = len(x) == 1 and x.device.type == "cpu" and x.dtype == torch.float32
+        if small and FAST_ON_CPU and not torch.compiler.is_compiling():
+            c = self.conv
+            return torch.mkldnn_convolution(x, c.weight, c.bias, c.padding, c.stride, c.dilation, c.groups)
+        return self.conv(x)
 
 
 def pixel_norm(x, shift=None, scale=None):
@@ -95,7 +99,12 @@ def pixel_norm(x, shift=None, scale=None):
     x (B, C, f, h, w). With shift and scale (B, C) it is adaptive: two numbers per channel, made from t.
     """
     x = x * torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-8).to(x.dtype)
-    return x if scale is None else x * (1 + like(scale, x)) + like(shift, x)
+    return x if scale is None else torch.addcmul(like(shift, x), x, 1 + like(scale, x))
+
+
+def silu_(x):
+    """SiLU, in place where no gradient needs what was before; x is what a norm has just made."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def inject_noise(x, scale, generator):
@@ -125,9 +134,9 @@ class ResBlock(nn.Module):
         shift1 = scale1 = shift2 = scale2 = None
         if self.scale_shift_table is not None:
             shift1, scale1, shift2, scale2 = (self.scale_shift_table + time).unbind(1)            # (B, C)
-        h = self.conv1(F.silu(pixel_norm(x, shift1, scale1)))
+        h = self.conv1(silu_(pixel_norm(x, shift1, scale1)))
         h = inject_noise(h, self.per_channel_scale1, generator)
-        h = self.conv2(F.silu(pixel_norm(h, shift2, scale2)))
+        h = self.conv2(silu_(pixel_norm(h, shift2, scale2)))
         h = inject_noise(h, self.per_channel_scale2, generator)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(self.norm3(x.movedim(1, -1)).movedim(-1, 1))
@@ -177,10 +186,13 @@ class Upsample(nn.Module):
         self.repeats = box * outputs // inputs if shortcut else 0
 
     def forward(self, x):
-        up = depth_to_space(self.conv(x), self.stride)                                 # (B, outputs, F, H, W)
+        # `first` undoes the frame that Downsample put in front.
+        first = 1 if self.stride[0] == 2 else 0
+        up = depth_to_space(self.conv(x), self.stride)[:, :, first:]                   # (B, outputs, F, H, W)
         if self.repeats:
-            up = up + depth_to_space(x, self.stride).repeat(1, self.repeats, 1, 1, 1)
-        return up[:, :, 1:] if self.stride[0] == 2 else up   # undo the frame that Downsample put in front
+            shortcut = depth_to_space(x, self.stride)[:, None, :, first:]      # (B, 1, outputs/repeats, ...)
+            up = (up.unflatten(1, (self.repeats, -1)) + shortcut).flatten(1, 2)
+        return up
 
 
 def build_blocks(blocks, width, causal, conditioned):
@@ -223,7 +235,7 @@ class Encoder(nn.Module):
         x = self.conv_in(patchify(video, self.patch))
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(F.silu(pixel_norm(x)))
+        return self.conv_out(silu_(pixel_norm(x)))
 
 
 class Decoder(nn.Module):
@@ -249,7 +261,7 @@ class Decoder(nn.Module):
             shift, scale = (self.last_scale_shift_table + time).unbind(1)
         for block in self.up_blocks:
             x = block(x, t, generator) if isinstance(block, ResGroup) else block(x)
-        return unpatchify(self.conv_out(F.silu(pixel_norm(x, shift, scale))), self.patch)
+        return unpatchify(self.conv_out(silu_(pixel_norm(x, shift, scale))), self.patch)
 
 
 class VideoVAE(nn.Module):

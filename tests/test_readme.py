@@ -87,7 +87,7 @@ def test_ci_runs_the_readmes_test_command():
 
 def test_chapters_stay_a_book():
     counts = chapter_lines()
-    assert sum(counts.values()) <= 800 and max(counts.values()) <= 250
+    assert sum(counts.values()) <= 850 and max(counts.values()) <= 250
     assert set(CHAPTERS) == {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"}
     for position, name in enumerate(CHAPTERS):            # imports only point to earlier chapters: no circles
         assert all(CHAPTERS.index(other) < position for other in tables.imports_of(name))

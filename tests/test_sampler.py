@@ -26,14 +26,17 @@ class Recorder:
     def __init__(self, target, blind=None):
         self.target, self.blind, self.asked, self.times, self.places = target, blind, [], [], []
 
-    def forward_tokens(self, z, t, coordinates, text, mask, perturb):
-        self.asked.append(perturb or text[0, 0, 0].item())
-        self.times.append(t)
+    def prepare(self, coordinates, text, mask):
         self.places.append(coordinates)
+        return text[:, 0, 0]
+
+    def step(self, z, t, prepared, perturb):
+        self.asked += [perturb] if perturb else prepared.tolist()
+        self.times.append(t)
         end = torch.zeros_like(z)
-        if perturb or text[0, 0, 0] > 0:
-            target = flatten_latent(self.blind if perturb else self.target)
-            end[:, -target.shape[1]:] = target
+        target = flatten_latent(self.blind if perturb else self.target)
+        end[:, -target.shape[1]:] = target.repeat(len(z) // len(target), 1, 1)
+        end[prepared < 0] = 0
         return (z - end) / t.unsqueeze(-1).clamp_min(1e-3)
 
 
@@ -77,7 +80,7 @@ def test_conditions_of_every_kind_hold_to_their_strength():
     torch.manual_seed(0)
     given, noise = torch.randn(1, 4, 2, 2, 2), torch.randn(1, 4, 3, 2, 2)
     still = Recorder(noise)
-    still.forward_tokens = lambda z, *_: torch.zeros_like(z)       # nothing moves: the start stays to be seen
+    still.step = lambda z, *_: torch.zeros_like(z)       # nothing moves: the start stays to be seen
     for strength in (0.0, 0.3, 1.0):
         out = sample_latent(still, noise, SCHEDULE, words(1, 1.0), conditions=[Condition(given, 0, strength)])
         torch.testing.assert_close(out[:, :, :2], (1 - strength) * noise[:, :, :2] + strength * given)
@@ -98,7 +101,7 @@ def test_noise_on_conditions_shrinks_with_t_squared_and_spares_soft_ones():
     torch.manual_seed(0)
     first, noise, seen = torch.randn(1, 4, 1, 2, 2), torch.randn(1, 4, 3, 2, 2), []
     dit = Recorder(noise)
-    dit.forward_tokens = lambda z, *_: seen.append(z) or torch.zeros_like(z)
+    dit.step = lambda z, *_: seen.append(z) or torch.zeros_like(z)
     for strength, wanted in ((1.0, [0.15, 0.15 * 0.36, 0.15 * 0.09]), (0.9, [0.0, 0.0, 0.0])):
         seen.clear()
         sample_latent(dit, noise, SCHEDULE, words(1, 1.0), conditions=[Condition(first, 0, strength)],
@@ -124,7 +127,7 @@ def test_impossible_conditions_name_the_fix(condition, says):
 def test_video_to_video_begins_where_it_is_told():
     start, noise = torch.randn(2, 1, 4, 3, 2, 2)
     dit = Recorder(start)
-    dit.forward_tokens = lambda z, t, *_: dit.times.append(t) or torch.zeros_like(z)
+    dit.step = lambda z, t, *_: dit.times.append(t) or torch.zeros_like(z)
     out = sample_latent(dit, noise, torch.tensor([0.6, 0.3, 0.0]), words(1, 1.0), start=start)
     torch.testing.assert_close(out, 0.4 * start + 0.6 * noise)
     assert [t.item() for t in dit.times] == pytest.approx([0.6, 0.3])
