@@ -65,5 +65,5 @@ def turn_(x, pairs):
     be the caller's own. (A compiler makes one pass of `rotate`, and knows real numbers only.)"""
     if torch.compiler.is_compiling():
         return rotate(x, *(table.repeat_interleave(2, dim=-1) for table in pairs.unbind(-1)))
-    turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))).mul_(torch.view_as_complex(pairs))
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    z = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))                           # (B, N, D/2)
+    return torch.view_as_real(z.mul_(torch.view_as_complex(pairs))).flatten(-2).to(x.dtype)
