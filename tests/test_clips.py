@@ -67,7 +67,7 @@ def test_frame_k_is_the_one_shown_at_time_k(source, target, expected):
     assert clips.resample([1 / source] * 24, target) == expected
 
 
-@pytest.mark.parametrize("count", [1, 9, 17, 25, 33])
+@pytest.mark.parametrize("count", [1, 3, 9, 17, 25, 33])
 def test_a_gif_made_at_16_fps_keeps_its_frames_though_it_stores_hundredths(tmp_path, count):
     write(tmp_path / "x.gif", pages(count), round(1000 / 16))
     assert levels(read_clip(tmp_path / "x.gif", fps=16)[0]) == list(range(count))
@@ -184,7 +184,7 @@ def test_buckets_are_written_as_they_are_read():
     ((17, 100, 100), "17x32x32"), ((40, 100, 100), "17x32x32"),           # the most frames it can fill
     ((16, 100, 100), "9x32x32"),
     ((16, 100, 60), "9x48x32"), ((9, 80, 70), "9x32x32"),                  # then the nearest shape
-    ((17, 30, 300), "17x32x32"),                                           # but frames come first
+    ((17, 96, 64), "17x32x32"),                                            # but frames come first
     ((1, 500, 500), "1x64x64"), ((1, 30, 30), "1x32x32"),                  # then the nearest size
     ((8, 32, 32), "1x32x32")])                                             # too short for all others
 def test_a_clip_goes_to_the_bucket_that_loses_least_of_it(shape, chosen):
@@ -198,15 +198,16 @@ def test_no_bucket_for_what_is_shorter_than_all():
 
 
 def test_an_illegal_bucket_names_the_nearest_legal_numbers(tmp_path):
-    for text, match in (("16x32x32", "the bucket 16x32x32.* 13 or 17"), ("17x36x32", "height of 36.* 32 or 40"),
+    for text, match in (("16x32x32", "the bucket 16x32x32.* 13 or 17"),
+                        ("17x36x32", "height of 36.* 32 or 40"),
                         ("17x32x33", "width of 33.* 32 or 40")):
         with pytest.raises(ValueError, match=match):
             check_folder(tmp_path, VAE, 16, parse_buckets(text))
 
 
 def test_a_clip_is_scaled_to_cover_and_cut_to_the_middle(tmp_path):
-    image = Image.new("RGB", (64, 32), "red")                              # scaled by a half: 32 wide, 16 high
-    image.paste((0, 0, 200), (16, 0, 48, 32))                              # the middle: 16 wide, whole height
+    image = Image.new("RGB", (64, 32), "red")                              # scaled by a half: 32 x 16
+    image.paste((0, 0, 200), (16, 0, 48, 32))                              # the middle, at its whole height
     write(tmp_path / "x.png", [image], text="blue")
     (data,), _, _ = open_folder(tmp_path, VAE, 16, parse_buckets("1x16x16"))
     video, _ = data.batch(1, rng())
@@ -240,6 +241,9 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, capsys):
     write(folder / "long.gif", pages(7), text="a red 7 moving left")
     write(folder / "high.png", pages(1, height=20), text="a red 7")
     write(folder / "wide.png", pages(1, width=5), text="a red 7")
+    for name, mode in (("deep", "I;16"), ("bitmap", "RGB")):
+        Image.new(mode, (16, 16)).save(folder / f"{name}.png", format="PNG" if name == "deep" else "BMP")
+        (folder / f"{name}.txt").write_text("a red 7")
     (folder / "alone.txt").write_text("a red 7")
     write(tmp_path / "outside.png", pages(1), text="a red 7")
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
@@ -254,7 +258,7 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, capsys):
              {"file_name": "both_fine.png", "caption": "a red 7"}, "{not json", [1],
              {"text": "no file"}, {"file_name": "empty.png"}, {"file_name": "both_fine.png", "text": "again"},
              {"file_name": "gone.gif", "text": "a red 7"}, {"file_name": "../outside.png", "text": "a red 7"},
-             {"file_name": str(tmp_path / "outside.png"), "text": "a red 7"},
+             {"file_name": str(folder / "good.gif"), "text": "a red 7"},
              {"file_name": "notes.md", "text": "a red 7"}, {"file_name": "", "text": "a red 7"}]
     text = "\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines)
     (folder / "metadata.jsonl").write_text(text + "\n\n")
@@ -263,9 +267,11 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, capsys):
     assert [(str(c.path.relative_to(folder)), c.caption, str(c.bucket)) for c in good] == [
         ("both_fine.png", "a red 7", "1x16x16"), ("good.gif", "a red 7 moving left", "5x16x16"),
         ("inner/also_good.png", "a blue 3", "1x16x16")]
-    outside = "lies outside the folder"
+    outside = "is no relative path inside the folder"
     expected = [
-        ("alone.txt", "is the caption of no clip"), ("cut.gif", "cannot be read to its end"),
+        ("alone.txt", "is the caption of no clip"), ("bitmap.png", "cannot be read to its end"),
+        ("deep.png", "cannot be read to its end (ValueError: it has more than 8 bits a colour)"),
+        ("cut.gif", "cannot be read to its end"),
         ("dangling.gif", "is not there"), ("empty.png", "has an empty caption"),
         ("foreign.jpg", "cannot be read to its end"), ("gone.gif", "is not there"),
         ("high.png", "is 1x20x16 at 16 fps, and a height of 20 is not a multiple of 8: use 16 or 24"),
@@ -274,7 +280,7 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, capsys):
         ("no_caption.png", "has no caption: write it into no_caption.txt"), ("secret.png", outside),
         ("wide.png", "is 1x16x5 at 16 fps, and a width of 5 is not a multiple of 8: use 8 or 16"),
         ("words.png", "unknown word 'purple'"),
-        ("../outside.png", outside), (str(tmp_path / "outside.png"), outside),
+        ("../outside.png", outside), (str(folder / "good.gif"), outside),
         ("notes.md", "is none of"), (".", "is none of"), ("metadata.jsonl line 7", "names both_fine.png a")]
     expected += [(f"metadata.jsonl line {n}", "is not of the form") for n in (3, 4, 5, 6)]
     assert [name for name, _ in bad] == sorted(name for name, _ in expected)
@@ -371,7 +377,7 @@ def test_shapes_do_not_mix_and_long_ones_come_first(tmp_path):
     for i, (frames, width) in enumerate([(1, 16), (5, 16), (9, 24), (5, 16), (1, 16)]):
         write(tmp_path / f"{i}.gif", pages(frames, width=width), text=str(i))
     training, held_out, _ = open_folder(tmp_path, VAE, 16)
-    assert [(d.config.frames, d.config.size) for d in training] == [(9, (16, 24)), (5, (16, 16)), (1, (16, 16))]
+    assert [(d.config.frames, *d.config.size) for d in training] == [(9, 16, 24), (5, 16, 16), (1, 16, 16)]
     assert [set(d.batch(20, rng())[1]) for d in training] == [{"2"}, {"1", "3"}, {"0"}]
     assert [d.config.frames for d in held_out] == [1]
 

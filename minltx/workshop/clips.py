@@ -259,7 +259,8 @@ def check_clip(folder, name, text, vae, fps, buckets=(), words=None):
     path = folder / name
     files = [path, path.with_suffix(".txt")] if text is None else [path]
     if Path(name).is_absolute() or not all(f.resolve().is_relative_to(folder.resolve()) for f in files):
-        raise ValueError("lies outside the folder, or its caption does: copy the file into it")
+        raise ValueError("is no relative path inside the folder, or its caption is none: copy "
+                         "the file into the folder")
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"is none of {', '.join(ENDINGS)}: convert it, or remove its line in {METADATA}")
     if not path.is_file():
