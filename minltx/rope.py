@@ -61,7 +61,7 @@ def as_pairs(cos, sin):
 
 
 def turn_(x, pairs):
-    """`rotate` in one pass over memory instead of six: (a + ib) e^(i angle). It may happen in place, so x must
+    """`rotate` in one pass over memory instead of six: (a + ib) e^(i angle). It may work in place, so x must
     be the caller's own. (A compiler makes one pass of `rotate`, and knows real numbers only.)"""
     if torch.compiler.is_compiling():
         return rotate(x, *(table.repeat_interleave(2, dim=-1) for table in pairs.unbind(-1)))
