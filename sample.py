@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from minltx.workshop import pictures
-from minltx.workshop.checkpoint import GUIDANCE, SHIPPED, STEPS, load_checkpoint
+from minltx.workshop.checkpoint import GUIDANCE, SHIPPED, STEPS, load_checkpoint, pixels
 from minltx.workshop.run import pick_device
 
 BATCH = 64  # prompts sampled at a time
@@ -103,7 +103,7 @@ def toy(args, device):
         steps, guidance = STEPS if steps is None else steps, GUIDANCE if guidance is None else guidance
         return model.generate(prompts, seeds, size[0], size[1:], steps, guidance, **more)
 
-    return model.vae, (data.frames, data.size, data.size), data.fps, generate
+    return model.vae, pixels(data), data.fps, generate
 
 
 def released(args, device):

@@ -65,6 +65,10 @@ class Settings:
     views: tuple = ()                                # (frames, size, fps) of the clips; (): the data's own
     seconds: bool = True                             # RoPE is told each clip's fps, or always the data's
     ema: float = 0.99
+    layouts: tuple = ("free", "start", "still", "free", "end", "free", "free", "still", "keyframe", "free")
+    micro_batches: int = 1                           # a step's gradient is the mean of so many batches'
+    precision: str = "float32"                       # or bf16: autocast
+    optimizer: str = "muon"                          # or adamw
 
 
 TOY = Settings(ModelConfig(
@@ -84,7 +88,13 @@ SHORT = replace(TOY, model=replace(
     dit=replace(TOY.model.dit, width=96, depth=4)),
     vae_phases=((1, 32, 300), (9, 12, 1400)), dit_steps=900)
 
-PRESETS = {"toy": TOY, "large": LARGE, "short": SHORT}
+# The released 2 B model, to be trained on a folder of clips whose captions are embedded: --clips and --text.
+FULL = Settings(ModelConfig(DataConfig(121, (512, 768), 0, 0, 24.0), VAEConfig(), DiTConfig(), True),
+                vae_phases=((1, 4, 2000), (17, 1, 8000)), vae_adam_lr=5e-5, loss=LossConfig(),
+                bank=0, dit_steps=1000, dit_batch=1, dit_adam_lr=1e-5, layouts=("free", "start", "still", "free"),
+                precision="bf16", optimizer="adamw", ema=0.999)
+
+PRESETS = {"toy": TOY, "large": LARGE, "short": SHORT, "2b": FULL}
 VAE_STAGE, BANK, DIT_STAGE, EVALUATION = range(4)   # who draws random numbers, see `rng`
 
 
@@ -114,6 +124,16 @@ def load_digits(source, seed):
     if source == "drawn":
         return draw_digits(6000, seed=2 * seed), draw_digits(1000, seed=2 * seed + 1)
     return mnist.read_folder(mnist.download() if source == "mnist" else source)
+
+
+def describe(scene, still=False):
+    """A scene's caption: digits have one for stills and one for clips, a folder's clips their own."""
+    return scene if isinstance(scene, str) else caption(scene, still)
+
+
+def pick(views, generator):
+    """One of several kinds of clips. Of a single one nothing is drawn."""
+    return views[torch.randint(len(views), (1,), generator=generator).item() if len(views) > 1 else 0]
 
 
 # --- Stage 1: the VAE -------------------------------------------------------------------------------------
@@ -153,25 +173,28 @@ def rivals(settings, data, seed, device, steps=700):
     return perceptual, discriminator
 
 
-def train_vae(run, model, data, held_out):
-    """Single frames first, then short clips, then whole ones; the causal encoder does not mind."""
+def train_vae(run, model, views, held_out):
+    """Single frames first, then short clips, then whole ones; the causal encoder does not mind. views: the
+    kinds of clips to learn from."""
     settings, device = run.settings, run.device
     phases = [(frames, batch) for frames, batch, steps in settings.vae_phases for _ in range(steps)]
-    perceptual, discriminator = rivals(settings, data, run.seed, device)
-    model.vae.encoder.requires_grad_(not settings.freeze_encoder)
-    run.start([model.vae.decoder if settings.freeze_encoder else model.vae], settings.vae_lr,
-              settings.vae_adam_lr, discriminator, settings.discriminator_lr)
+    perceptual, discriminator = rivals(settings, views[0], run.seed, device)
+    run.start(["vae.decoder" if settings.freeze_encoder else "vae"],
+              lambda model, *args: vae_step(model.vae, *args, perceptual, discriminator), settings.vae_lr,
+              settings.vae_adam_lr, rival=discriminator, rival_lr=settings.discriminator_lr)
     check = held_out.batch(64, rng(run.seed, EVALUATION, 4))[0].to(device)
     for step in run.steps("vae", len(phases)):
-        generator = rng(run.seed, VAE_STAGE, step)
         frames, batch = phases[step]
-        video = data.batch(batch, generator)[0]
-        start = torch.randint(video.shape[2] - frames + 1, (1,), generator=generator).item()
         foreground = settings.loss.foreground * max(0, 1 - 2 * step / len(phases))
-        video = video[:, :, start : start + frames].to(device)
-        loss, terms = vae_step(model.vae, video, settings, foreground, generator, perceptual, discriminator)
-        run.update(loss, learning_rate(step, len(phases)), terms.get("discriminator"))
-        run.log("vae", step, **{name: term.item() for name, term in terms.items()})
+        for number in run.micro_batches(step):
+            generator = rng(run.seed, VAE_STAGE, number)
+            video = pick(views, generator).batch(batch, generator)[0]
+            length = min(frames, video.shape[2])
+            start = torch.randint(video.shape[2] - length + 1, (1,), generator=generator).item()
+            video = video[:, :, start : start + length].to(device)
+            loss, terms = run.loss(video, settings, foreground, generator)
+            run.backward(loss, terms, terms.get("discriminator"))
+        run.log("vae", step, **run.update(learning_rate(step, len(phases))))
         if step % 50 == 49 or step == len(phases) - 1:
             run.log("vae", step, psnr=metrics.psnr(reconstruct(model.vae, check), check).mean().item())
         run.save(step + 1, len(phases))
@@ -228,9 +251,6 @@ def views_of(data, images, labels, settings):
 
 # --- Stage 2: the transformer -----------------------------------------------------------------------------
 
-LAYOUTS = ("free", "start", "still", "free", "end", "free", "free", "still", "keyframe", "free")   # in turn
-
-
 def batch_of_latents(model, data, bank, scenes, layout, settings, generator):
     """A training batch -> latents (B, C, f, h, w), their scenes, and the condition that goes with the layout.
 
@@ -238,11 +258,11 @@ def batch_of_latents(model, data, bank, scenes, layout, settings, generator):
     given; "keyframe": some later frame; "end": the last frames. The last two need extra tokens, frames that
     are encoded alone, so their clips are rendered anew.
     """
-    device, B, c = bank.device, settings.dit_batch, data.config
+    device, B, c = model.vae.latent_mean.device, settings.dit_batch, data.config
     if layout in ("free", "still", "start"):
         count = B * (bank.shape[2] if layout == "still" else 1)              # about as many tokens either way
         rows = torch.randint(len(bank), (count,), generator=generator)
-        latents, scenes = bank[rows.to(device)], [scenes[i] for i in rows]
+        latents, scenes = bank[rows.to(bank.device)].to(device), [scenes[i] for i in rows]
         if layout != "start":
             return latents[:, :, :1] if layout == "still" else latents, scenes, None
         few = torch.randint(1, latents.shape[2], (1,), generator=generator).item()
@@ -296,36 +316,36 @@ def dit_step(model, latent, captions, condition, settings, generator, fps=None):
 
 
 def train_dit(run, model, views, held_out):
-    """Batches in turn: captions only, still images, and one kind of condition each (LAYOUTS).
+    """Batches in turn: captions only, still images, and one kind of condition each (settings.layouts).
 
     views are (data, latents before normalisation, scenes); a batch is of one of them, with about as many
     tokens whichever it is."""
     settings, device = run.settings, run.device
     views = [(data, model.vae.normalize(latents), scenes) for data, latents, scenes in views]
     exact = replace(settings, caption_dropout=0.0, token_drop=0.0, times="shifted")
-    check, check_scenes = encode_bank(model.vae, held_out, 256, run.seed, device, held_out=True)
-    check, check_captions = model.vae.normalize(check), [caption(s) for s in check_scenes]
-    run.start([model.dit, model.text], settings.dit_lr, settings.dit_adam_lr)
-    run.start_ema(settings.ema)
+    check, check_scenes = encode_bank(model.vae, held_out, min(256, settings.bank), run.seed, device, held_out=True)
+    check, check_captions = model.vae.normalize(check), [describe(s) for s in check_scenes]
+    run.start(["dit", "text"], dit_step, settings.dit_lr, settings.dit_adam_lr, settings.ema)
     for step in run.steps("dit", settings.dit_steps):
-        generator = rng(run.seed, DIT_STAGE, step)
-        view = torch.randint(len(views), (1,), generator=generator).item() if len(views) > 1 else 0
-        data, latents, scenes = views[view]
-        layout = LAYOUTS[step % len(LAYOUTS)] if data.config.frames > 1 else "still"
+        layout = settings.layouts[step % len(settings.layouts)]
+        shared = rng(run.seed, DIT_STAGE, step * settings.micro_batches)
+        data, latents, scenes = pick(views, shared)             # the same for all of a step's batches
+        layout = layout if data.config.frames > 1 else "still"
         batch = settings.dit_batch * views[0][1][0].numel() // latents[0].numel()
-        latent, some, condition = batch_of_latents(model, data, latents, scenes, layout,
-                                                   replace(settings, dit_batch=batch), generator)
-        captions = [caption(s, layout == "still") for s in some]
-        loss, t, error = dit_step(model, latent, captions, condition, settings, generator,
-                                  data.config.fps if settings.seconds else None)
-        run.update(loss, learning_rate(step, settings.dit_steps))
-        run.log("dit", step, loss=loss.item())
-        if layout == "free" and step >= settings.dit_steps // 2:           # the second half of training
-            run.log_by_t(t, error)
+        for number in run.micro_batches(step):
+            generator = shared if number % settings.micro_batches == 0 else rng(run.seed, DIT_STAGE, number)
+            latent, some, condition = batch_of_latents(model, data, latents, scenes, layout,
+                                                       replace(settings, dit_batch=batch), generator)
+            captions = [describe(s, layout == "still") for s in some]
+            loss, t, error = run.loss(latent, captions, condition, settings, generator,
+                                      data.config.fps if settings.seconds else None)
+            run.backward(loss, {"loss": loss})
+            if layout == "free" and step >= settings.dit_steps // 2:       # the second half of training
+                run.log_by_t(t, error)
+        run.log("dit", step, **run.update(learning_rate(step, settings.dit_steps)))
         if step % 100 == 99 or step == settings.dit_steps - 1:
             with run.averaged(), torch.no_grad():                           # always the same noise and times
-                loss, _, _ = dit_step(model, check, check_captions, None, exact,
-                                      rng(run.seed, EVALUATION, 0))
+                loss, _, _ = run.loss(check, check_captions, None, exact, rng(run.seed, EVALUATION, 0))
             run.log("dit", step, validation=loss.item())
         run.save(step + 1, settings.dit_steps)
 

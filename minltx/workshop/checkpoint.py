@@ -23,11 +23,50 @@ SHIPPED = Path(__file__).parents[1] / "assets" / "toy.pt"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All of a toy: what it saw and its two networks; the caption encoder is as wide as dit.text_width."""
+    """All of a toy: what it saw and its two networks; the caption encoder is as wide as dit.text_width.
+
+    Of a folder of clips, data.digits is 0 and data.size may be (height, width). With stored_text there is no
+    caption encoder: captions were embedded before, see `StoredText`."""
 
     data: DataConfig
     vae: VAEConfig
     dit: DiTConfig
+    stored_text: bool = False
+
+
+def pixels(data):
+    """What the clips of a DataConfig measure: (frames, height, width)."""
+    return data.frames, *(data.size if isinstance(data.size, tuple) else (data.size, data.size))
+
+
+class StoredText(nn.Module):
+    """Captions that were embedded before, by T5: a table instead of an encoder, and no part of a
+    checkpoint."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = {}
+
+    def read(self, path, width):
+        """Take the embeddings from a file of minltx.pretrained.t5. ValueError if they are not `width` wide."""
+        from minltx.pretrained.t5 import load_embeddings
+        text, mask, captions = load_embeddings(path)
+        if text.shape[2] != width:
+            raise ValueError(f"{path} has embeddings of width {text.shape[2]}, and this transformer reads "
+                             f"{width}: embed the captions with its own text encoder")
+        self.rows = {c: pair for c, *pair in zip(captions, text.float(), mask.float(), strict=True)}
+
+    def check(self, caption):
+        """ValueError for a caption that was not embedded."""
+        if caption not in self.rows:
+            raise ValueError(f"the caption {caption!r} has no embedding: embed it too, with "
+                             "python -m minltx.pretrained.t5")
+
+    def forward(self, captions, device):
+        """Captions -> (B, L, width), mask (B, L)."""
+        for caption in captions:
+            self.check(caption)
+        return tuple(torch.stack(x).to(device) for x in zip(*(self.rows[caption] for caption in captions)))
 
 
 class ToyModel(nn.Module):
@@ -38,21 +77,25 @@ class ToyModel(nn.Module):
         self.config = config
         self.vae = VideoVAE(config.vae)
         self.dit = DiT(config.dit)
-        self.text = CaptionEncoder(config.dit.text_width)
+        self.text = StoredText() if config.stored_text else CaptionEncoder(config.dit.text_width)
 
     def embed(self, captions):
         """Captions -> (B, L, text width), mask (B, L). ValueError for words the toy does not know."""
-        device = self.text.positions.device
+        device = self.dit.scale_shift_table.device
+        if self.config.stored_text:
+            return self.text(captions, device)
         ids, mask = (x.to(device) for x in tokenize(captions))
         return self.text(ids, mask), mask
 
     def check(self, captions):
         """ValueError if a caption has a word that the toy does not know, or more digits than its clips
         had."""
+        if self.config.stored_text:
+            return [self.text.check(caption) for caption in captions]
         tokenize(captions)
         most = self.config.data.digits
         for text in captions:
-            if sum(word.strip(",.").isdigit() for word in text.split()) > most:
+            if most and sum(word.strip(",.").isdigit() for word in text.split()) > most:
                 raise ValueError(f"{text!r} names more than {most} digit{'s' * (most > 1)}, "
                                  f"and this model was trained on {most} to a clip: "
                                  "ask for fewer, or use a --checkpoint trained on more")
@@ -70,7 +113,7 @@ class ToyModel(nn.Module):
         """
         self.check(captions)
         data = self.config.data
-        size = (frames or data.frames, *(size or (data.size, data.size)))
+        size = (frames or data.frames, *(size or pixels(data)[1:]))
         schedule = shifted_schedule(steps, math.prod(self.vae.latent_shape(*size)[1:]))
         if start is not None:
             schedule = schedule_from(schedule, change)
@@ -86,7 +129,8 @@ def tuples(x):
 def config_from(stored):
     """The ModelConfig in a checkpoint's plain dictionary."""
     return ModelConfig(*(cls(**{k: tuples(v) for k, v in stored[name].items()})
-                         for name, cls in (("data", DataConfig), ("vae", VAEConfig), ("dit", DiTConfig))))
+                         for name, cls in (("data", DataConfig), ("vae", VAEConfig), ("dit", DiTConfig))),
+                       stored_text=stored.get("stored_text", False))
 
 
 def save_checkpoint(path, model, half=False, **extra):

@@ -7,6 +7,8 @@ replaces the singular values of each weight matrix's momentum by (about) 1, so a
 
 import torch
 
+from minltx.workshop.parallel import full, like_shard
+
 
 def orthogonalize(matrices, steps=5):
     """(..., n, m) -> nearly the nearest matrices with singular values near 1, by Newton-Schulz iterations."""
@@ -32,7 +34,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
+        """One step; closure is there because torch's optimisers have one, and is not called."""
         for group in self.param_groups:
             same_shape = {}
             for p in group["params"]:
@@ -41,20 +44,26 @@ class Muon(torch.optim.Optimizer):
                         self.state[p]["momentum"] = torch.zeros_like(p)
                     momentum = self.state[p]["momentum"]
                     momentum.lerp_(p.grad, 1 - group["momentum"])
-                    update = p.grad.lerp(momentum, group["momentum"]).flatten(1)
+                    update = full(p.grad.lerp(momentum, group["momentum"])).flatten(1)
                     same_shape.setdefault(update.shape, []).append((p, update))
             # many small products are slow: one batch a shape
             for (rows, columns), pairs in same_shape.items():
                 updates = orthogonalize(torch.stack([update for _, update in pairs]))
                 for (p, _), update in zip(pairs, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.reshape(p.shape), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+                    length = group["lr"] * max(1, rows / columns) ** 0.5
+                    p.add_(like_shard(update.reshape(p.shape), p), alpha=-length)
 
 
-def optimizers(modules, lr=0.02, adam_lr=3e-3):
+def optimizers(modules, lr=0.02, adam_lr=3e-3, kind="muon"):
     """[Muon, AdamW]: Muon for the linear and convolutional weights of `modules`, AdamW for everything else,
     which is biases, tables, norms, embeddings, and matrices so narrow that they have no directions
-    to balance."""
+    to balance. With kind = "adamw" there is no Muon. ValueError for another kind."""
+    if kind not in ("muon", "adamw"):
+        raise ValueError(f"unknown optimiser {kind!r}: use muon or adamw")
+    if kind == "adamw":
+        parameters = [p for module in modules for p in module.parameters()]
+        return [torch.optim.AdamW(parameters, adam_lr, betas=(0.9, 0.99), weight_decay=0.01)]
     matrices = [m.weight for module in modules for m in module.modules()
                 if isinstance(m, (torch.nn.Linear, torch.nn.Conv3d)) and min(m.weight.flatten(1).shape) > 16]
     known = {id(p) for p in matrices}

@@ -97,7 +97,7 @@ def train_and_judge(spec, folder):
     if stage == "dit" and not run.stages_done:
         run.stages_done.append("vae")
     if "vae" not in run.stages_done:
-        train_tiny.train_vae(run, model, data, held_out)
+        train_tiny.train_vae(run, model, [data], held_out)
     if stage in ("vae", "both", "dit"):
         views = train_tiny.views_of(data, *digits, settings)
         if stage == "dit":
