@@ -413,8 +413,8 @@ def measure():
                  (f"live in the autoencoder, {precision}", live_vae(vae, size, 1, precision),
                   live_in_vae(vae, size, 1, precision))]
     for precision, counted in zip(BYTES, (rows[0][2], rows[len(rows) // 2][2]), strict=True):
-        print(f"  a block keeps {counted / (tokens * dit.width):.1f} bytes per token and channel, {precision}; "
-              f"the constant is {BLOCK[precision]}, and some for words and statistics")
+        print(f"  a block keeps {counted / (tokens * dit.width):.1f} bytes per token and channel, "
+              f"{precision}; the constant is {BLOCK[precision]}, and some for words and statistics")
     for name, formula, counted in rows:
         print(f"  {name:<45} formula {formula / 2**30:9.3f} GiB   counted {counted / 2**30:9.3f} GiB   "
               f"{100 * (formula / counted - 1):+5.1f} %")
