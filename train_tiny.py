@@ -4,12 +4,16 @@
     python train_tiny.py --digits mnist           handwritten digits, downloaded; or --digits FOLDER
     python train_tiny.py --preset large           64x64, 17 frames, two digits: 45 minutes, or a GPU
     python train_tiny.py --resume                 go on where the last checkpoint in --out stands
+    python train_tiny.py --clips FOLDER           your own GIFs, mp4 files and pictures with captions
+    torchrun --nproc-per-node 2 train_tiny.py --micro-batches 2 --parallel fsdp
 
 Every step draws its random numbers from (seed, stage, step) alone, so a run that was stopped and resumed
 is the run that was not, on a CPU bit for bit.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import os
@@ -17,21 +21,23 @@ import platform
 import shlex
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from minltx.data import DataConfig, MovingDigits, caption, draw_digits
+from minltx.data import DataConfig, MovingDigits, Thing, caption, draw_digits
 from minltx.dit import DiTConfig, flatten_latent
 from minltx.flow import flow_loss, interpolate, sample_t, velocity
 from minltx.losses import Discriminator, LossConfig, discriminator_loss, vae_loss
 from minltx.sampler import Condition, place, token_times
-from minltx.vae import VAEConfig
-from minltx.workshop import metrics, mnist, pictures
-from minltx.workshop.checkpoint import (GUIDANCE, STEPS, ModelConfig, ToyModel, load_checkpoint,
-                                         save_checkpoint)
+from minltx.text import tokenize
+from minltx.vae import VAEConfig, VideoVAE
+from minltx.workshop import memory, metrics, mnist, parallel, pictures
+from minltx.workshop.checkpoint import (GUIDANCE, STEPS, ModelConfig, StoredText, ToyModel, load_checkpoint,
+                                         pixels, save_checkpoint)
+from minltx.workshop.clips import open_folder, parse_buckets
 from minltx.workshop.run import Run, pick_device
 
 
@@ -91,8 +97,8 @@ SHORT = replace(TOY, model=replace(
 # The released 2 B model, to be trained on a folder of clips whose captions are embedded: --clips and --text.
 FULL = Settings(ModelConfig(DataConfig(121, (512, 768), 0, 0, 24.0), VAEConfig(), DiTConfig(), True),
                 vae_phases=((1, 4, 2000), (17, 1, 8000)), vae_adam_lr=5e-5, loss=LossConfig(),
-                bank=0, dit_steps=1000, dit_batch=1, dit_adam_lr=1e-5, layouts=("free", "start", "still", "free"),
-                precision="bf16", optimizer="adamw", ema=0.999)
+                bank=2000, dit_steps=1000, dit_batch=1, dit_adam_lr=1e-5, ema=0.999,
+                layouts=("free", "start", "still", "free"), precision="bf16", optimizer="adamw")
 
 PRESETS = {"toy": TOY, "large": LARGE, "short": SHORT, "2b": FULL}
 VAE_STAGE, BANK, DIT_STAGE, EVALUATION = range(4)   # who draws random numbers, see `rng`
@@ -124,6 +130,11 @@ def load_digits(source, seed):
     if source == "drawn":
         return draw_digits(6000, seed=2 * seed), draw_digits(1000, seed=2 * seed + 1)
     return mnist.read_folder(mnist.download() if source == "mnist" else source)
+
+
+def at_once(most, data):
+    """How many clips to code in one go: `most` of them, or fewer of large ones."""
+    return max(1, min(most, 2**23 // math.prod(pixels(data.config))))
 
 
 def describe(scene, still=False):
@@ -182,7 +193,7 @@ def train_vae(run, model, views, held_out):
     run.start(["vae.decoder" if settings.freeze_encoder else "vae"],
               lambda model, *args: vae_step(model.vae, *args, perceptual, discriminator), settings.vae_lr,
               settings.vae_adam_lr, rival=discriminator, rival_lr=settings.discriminator_lr)
-    check = held_out.batch(64, rng(run.seed, EVALUATION, 4))[0].to(device)
+    check = held_out.batch(at_once(64, held_out), rng(run.seed, EVALUATION, 4))[0].to(device)
     for step in run.steps("vae", len(phases)):
         frames, batch = phases[step]
         foreground = settings.loss.foreground * max(0, 1 - 2 * step / len(phases))
@@ -213,9 +224,9 @@ def reconstruct(vae, video, t=0.0, noise=None):
 @torch.no_grad()
 def encode_bank(vae, data, count, seed, device, held_out=False):
     """`count` clips as latents (before normalisation) (count, C, f, h, w), and their scenes."""
-    latents, scenes = [], []
-    for start in tqdm(range(0, count, 64), desc="latents", disable=None):
-        video, some = data.batch(min(64, count - start), rng(seed, BANK, start), held_out)
+    latents, scenes, some_at_once = [], [], at_once(64, data)
+    for start in tqdm(range(0, count, some_at_once), desc="latents", disable=None):
+        video, some = data.batch(min(some_at_once, count - start), rng(seed, BANK, start), held_out)
         latents.append(vae.encode(video.to(device))[0])
         scenes += some
     return torch.cat(latents), scenes
@@ -233,6 +244,19 @@ def take_vae(model, path):
         raise ValueError(f"the autoencoder in {path} has another config than this run's: "
                          "use the preset that it was trained with")
     model.vae.load_state_dict(vae.state_dict())
+
+
+def take_weights(model, path):
+    """The transformer and autoencoder of a released file or folder, to train on. ValueError if they are of
+    another size."""
+    from minltx.pretrained import load_pretrained
+    released = load_pretrained(path, torch.float32)
+    for name in ("dit", "vae"):
+        own, theirs = getattr(model, name), getattr(released, name)
+        if theirs.config != own.config:
+            raise ValueError(f"{path} is a model of another shape than this preset's: use --preset 2b for "
+                             "the released 0.9.5 and 0.9.6")
+        own.load_state_dict(theirs.state_dict())
 
 
 def measure_latents(vae, latents):
@@ -323,7 +347,7 @@ def train_dit(run, model, views, held_out):
     settings, device = run.settings, run.device
     views = [(data, model.vae.normalize(latents), scenes) for data, latents, scenes in views]
     exact = replace(settings, caption_dropout=0.0, token_drop=0.0, times="shifted")
-    check, check_scenes = encode_bank(model.vae, held_out, min(256, settings.bank), run.seed, device, held_out=True)
+    check, check_scenes = encode_bank(model.vae, held_out, 8 * settings.dit_batch, run.seed, device, True)
     check, check_captions = model.vae.normalize(check), [describe(s) for s in check_scenes]
     run.start(["dit", "text"], dit_step, settings.dit_lr, settings.dit_adam_lr, settings.ema)
     for step in run.steps("dit", settings.dit_steps):
@@ -354,23 +378,23 @@ def train_dit(run, model, views, held_out):
 
 @torch.no_grad()
 def judge_vae(model, held_out, classifier, seed, device):
-    """Held-out reconstruction: PSNR, motion, what can still be read, and PSNR over added noise."""
+    """Held-out reconstruction: PSNR, motion, PSNR over added noise, and with a classifier what can still be
+    read."""
     c = model.config.data
-    video, scenes = held_out.batch(128, rng(seed, EVALUATION, 1))
+    video, scenes = held_out.batch(at_once(128, held_out), rng(seed, EVALUATION, 1))
     video = video.to(device)
     plain = reconstruct(model.vae, video)
     shape = model.vae.latent_shape(*video.shape[2:])
     noise = torch.randn((len(video), *shape), generator=rng(seed, EVALUATION, 2)).to(device)
     curve = {t: metrics.psnr(reconstruct(model.vae, video, t, noise), video).mean().item()
              for t in (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3)}
-    read = metrics.read_clips(plain.cpu(), c.digits, classifier, c.digit_size)
-    clean = metrics.read_clips(video.cpu(), c.digits, classifier, c.digit_size)
+    read = {name: metrics.adherence(metrics.read_clips(x.cpu(), c.digits, classifier, c.digit_size), scenes)
+            for name, x in (("read", plain), ("read_in_data", video))} if classifier else {}
     return plain, video, {
         "psnr": metrics.psnr(plain, video).mean().item(),
         "psnr_of_black": metrics.psnr(-torch.ones_like(video), video).mean().item(),
         "motion_ratio": metrics.motion_ratio(plain, video), "clips": len(video),
-        "psnr_over_noise": curve, "read": metrics.adherence(read, scenes),
-        "read_in_data": metrics.adherence(clean, scenes)}
+        "psnr_over_noise": curve, **read}
 
 
 @torch.no_grad()
@@ -378,18 +402,25 @@ def judge_dit(model, held_out, classifier, seed, device, prompts):
     """Held-out prompts and unseen seeds: text-to-video, then image-to-video from held-out first frames."""
     c = model.config.data
     generator = rng(seed, EVALUATION, 3)
-    scenes = held_out.choose(prompts, generator, held_out=True)
-    captions, seeds = [caption(s) for s in scenes], [1_000_000 + i for i in range(prompts)]
-    clips = held_out.clips(scenes, generator)
+    if classifier:
+        scenes = held_out.choose(prompts, generator, held_out=True)
+        clips = held_out.clips(scenes, generator)
+    else:
+        clips, scenes = held_out.batch(prompts, generator)
+    captions, seeds = [describe(s) for s in scenes], [1_000_000 + i for i in range(prompts)]
+    size = {"frames": clips.shape[2], "size": tuple(clips.shape[3:])}
 
     def generate(image=None):
         parts = []
-        for i in range(0, prompts, 80):
-            some = () if image is None else [(image[i : i + 80], 0, 1.0)]
-            parts.append(model.generate(captions[i : i + 80], seeds[i : i + 80], conditions=some))
+        few = at_once(80, held_out)
+        for i in range(0, prompts, few):
+            some = () if image is None else [(image[i : i + few], 0, 1.0)]
+            parts.append(model.generate(captions[i : i + few], seeds[i : i + few], conditions=some, **size))
         return torch.cat(parts)
 
     def read(video):
+        if not classifier:
+            return {}
         return metrics.adherence(metrics.read_clips(video, c.digits, classifier, c.digit_size), scenes)
 
     text, image = generate(), generate(clips[:, :, :1])
@@ -421,13 +452,14 @@ def table(report):
     if dit:
         text, image, n = dit["text_to_video"], dit["image_to_video"], dit["prompts"]
         rows += [(f"text-to-video, {n} held-out prompts",
-                  "  ".join(f"{k} {100 * v:.1f} %" for k, v in text.items())),
+                  "  ".join(f"{k} {100 * v:.1f} %" for k, v in text.items()) or "see samples.gif"),
                  (f"image-to-video, {n} held-out pictures",
-                  f"direction {100 * image['direction']:.1f} %  "
-                  f"first frame {image['first_frame_psnr']:.2f} dB "
+                  (f"direction {100 * image['direction']:.1f} %  " if "direction" in image else "")
+                  + f"first frame {image['first_frame_psnr']:.2f} dB "
                   f"(reconstructed: {image['vae_first_frame_psnr']:.2f})")]
-    rows += [("classifier on held-out data", f"digit {100 * vae['read_in_data']['digit']:.1f} %"),
-             ("minutes", "  ".join(f"{k} {v / 60:.1f}" for k, v in report["seconds"].items())),
+    if "read_in_data" in vae:
+        rows.append(("classifier on held-out data", f"digit {100 * vae['read_in_data']['digit']:.1f} %"))
+    rows += [("minutes", "  ".join(f"{k} {v / 60:.1f}" for k, v in report["seconds"].items())),
              ("parameters", "  ".join(f"{k} {v:,}" for k, v in report["parameters"].items())),
              ("hardware", report["hardware"])]
     width = max(len(name) for name, _ in rows)
@@ -437,58 +469,149 @@ def table(report):
 # --- The story --------------------------------------------------------------------------------------------
 
 def settings_of(args):
-    """The command line's choice of preset, budget and decoder as Settings."""
+    """The command line's choice of preset, budget, decoder and way of training as Settings."""
     settings = scaled(PRESETS[args.preset], args.budget)
+    for name in ("micro_batches", "precision", "optimizer", "token_drop"):
+        if getattr(args, name) is not None:
+            settings = replace(settings, **{name: getattr(args, name)})
     if args.plain_decoder:
         vae = replace(settings.model.vae, timestep_conditioning=False)
         settings = replace(settings, model=replace(settings.model, vae=vae))
     return settings
 
 
+def for_clips(args, settings):
+    """Open the folder of clips -> (kinds of clips to learn from, held-out clips, settings that know them)."""
+    text = StoredText()
+    if args.text:
+        text.read(args.text, settings.model.dit.text_width)
+        text.check("")                                          # what caption dropout and guidance need
+    with torch.device("meta"):
+        vae = VideoVAE(settings.model.vae)
+    buckets = parse_buckets(args.buckets) if args.buckets else ()
+    words = text.check if args.text else lambda caption: tokenize([caption])
+    views, held_out, _ = open_folder(args.clips, vae, settings.model.data.fps, buckets, words)
+    if not held_out:
+        raise ValueError(f"{args.clips} has one usable clip: add another one, to be held out")
+    c = views[0].config
+    data = replace(settings.model.data, frames=c.frames, size=c.size, digits=0, digit_size=0)
+    # The weight of bright pixels is for things on black; a perceptual network that knows digits is no judge.
+    loss = replace(settings.loss, foreground=0.0)
+    model = replace(settings.model, data=data, stored_text=bool(args.text))
+    return views, held_out[0], replace(settings, model=model, loss=loss)
+
+
+def estimate_memory(settings, world, args):
+    """What each stage will hold, as lines for a terminal."""
+    size, dit, stages = pixels(settings.model.data), settings.model.dit, {}
+    tokens = math.prod(-(-n // s) for n, s in zip(size, dit.stride))
+    how = {"precision": settings.precision, "optimizer": settings.optimizer, "ranks": world.size,
+           "checkpointing": args.checkpoint_activations}
+    if not (args.vae or args.weights):
+        frames, batch = max(((f, b) for f, b, _ in settings.vae_phases), key=math.prod)
+        stages["the autoencoder"] = memory.estimate_vae(
+            settings.model.vae, (min(frames, size[0]), *size[1:]), batch, ema=False,
+            parallel="ddp" if world.size > 1 else "none", **how)
+    if args.only != "vae":
+        stages["the transformer"] = memory.estimate_dit(
+            dit, tokens, 256 if settings.model.stored_text else 16, settings.dit_batch, tokens,
+            parallel=world.parallel, **how)
+    limit = memory.device_memory(world.device)
+    return "\n".join(f"memory to train {name}, estimated, for each process:\n{memory.table(stage, limit)}"
+                     for name, stage in stages.items())
+
+
+def kept_latents(path, model, views, settings, seed, world):
+    """The latents to learn from; from the file `path` if it is there, else encoded and written to it (None:
+    no file). A file is mapped, not read: it may be larger than the memory. ValueError if it is of other clips
+    or another autoencoder."""
+    def encode():
+        return [(latents, scenes) for _, latents, scenes in
+                encode_views(model.vae, views, settings.bank, seed, world.device)]
+
+    if path is None:
+        return [(data, *pair) for data, pair in zip(views, encode())]
+    weights = sum(p.double().abs().sum().item() for p in model.vae.encoder.parameters())
+    mark = [f"{weights:.6e}", settings.bank, seed, [list(pixels(data.config)) for data in views]]
+    if not Path(path).exists() and world.rank == 0:
+        stored = [(latents.cpu(), [s if isinstance(s, str) else [astuple(x) for x in s] for s in scenes])
+                  for latents, scenes in encode()]
+        pictures.put_in_place(path, lambda part: torch.save({"mark": mark, "views": stored}, part))
+    world.wait()
+    stored = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    if stored["mark"] != mark:
+        raise ValueError(f"{path} holds the latents of other clips or of another autoencoder: "
+                         "name another file with --latents")
+    return [(data, latents, [s if isinstance(s, str) else [Thing(*x) for x in s] for s in scenes])
+            for data, (latents, scenes) in zip(views, stored["views"], strict=True)]
+
+
 def train(args, command):
     if args.prompts < 1 or not 0 <= args.seed < 2**32:
         raise ValueError("--prompts must be at least 1, and --seed from 0 to 4294967295")
     settings = settings_of(args)
-    device, out = pick_device(args.device), Path(args.out)
+    if settings.model.data.digits == 0 and not args.clips:
+        raise ValueError(f"the preset {args.preset} learns from your clips: give --clips FOLDER, and --text "
+                         "with the embeddings of their captions")
+    world = parallel.join(args.parallel, pick_device(args.device))
+    device, out = world.device, Path(args.out)
+    if args.clips:
+        with contextlib.redirect_stdout(io.StringIO() if world.rank else sys.stdout):
+            views, held_out, settings = for_clips(args, settings)
+    if world.rank == 0:
+        print(estimate_memory(settings, world, args))
 
     torch.manual_seed(args.seed)
     model = ToyModel(settings.model).to(device)
-    run = Run(out, model, settings, args.seed, args.digits, device, args.resume)
-    (images, labels), (held_images, held_labels) = load_digits(args.digits, args.seed)
-    data = MovingDigits(images, labels, settings.model.data)
-    held_out = MovingDigits(held_images, held_labels, settings.model.data)
+    if args.text:
+        model.text.read(args.text, settings.model.dit.text_width)
+    run = Run(out, model, settings, args.seed, args.clips or args.digits, device, args.resume, world=world,
+              checkpointing=args.checkpoint_activations, compiled=args.compile)
+    if not args.clips:
+        (images, labels), (held_images, held_labels) = load_digits(args.digits, args.seed)
+        data = MovingDigits(images, labels, settings.model.data)
+        views, held_out = [data], MovingDigits(held_images, held_labels, settings.model.data)
 
-    if args.vae and "vae" not in run.stages_done:
-        take_vae(model, args.vae)
+    if (args.vae or args.weights) and "vae" not in run.stages_done:
+        (take_weights if args.weights else take_vae)(model, args.weights or args.vae)
         run.stages_done.append("vae")
     if "vae" not in run.stages_done:
-        train_vae(run, model, data, held_out)
+        train_vae(run, model, views, held_out)
     if "dit" not in run.stages_done:
-        views = views_of(data, images, labels, settings)
-        views = encode_views(model.vae, views, settings.bank, args.seed, device)
-        measure_latents(model.vae, [latents for _, latents, _ in views])
+        if not args.clips:
+            views = views_of(data, images, labels, settings)
+        banks = kept_latents(args.latents, model, views, settings, args.seed, world)
+        if not args.weights:                                    # released weights have their own statistics
+            measure_latents(model.vae, [latents for _, latents, _ in banks])
         if args.only != "vae":
-            train_dit(run, model, views, held_out)
+            train_dit(run, model, banks, held_out)
+    if world.rank:
+        return None
 
     judging = time.perf_counter()
     if args.only != "vae":
         save_checkpoint(out / "model.pt", model, half=True, command=command)
         model.load_state_dict(load_checkpoint(out / "model.pt")[0].state_dict())  # judge what is in the file
+    if args.weights:
+        from minltx.pretrained import save_pretrained
+        save_pretrained(model, out / "model.safetensors")
     model.eval()
-    classifier = metrics.train_classifier(data, seed=args.seed)
+    classifier = None if args.clips else metrics.train_classifier(data, seed=args.seed)
     plain, video, vae = judge_vae(model, held_out, classifier, args.seed, device)
     both = torch.stack([video[:6], plain[:6]], dim=1).flatten(0, 1).cpu()
-    pictures.save_video(out / "reconstruction.png", both, ["held-out clip", "reconstruction"] * 6)
+    titles = ["held-out clip", "reconstruction"] * (len(both) // 2)
+    pictures.save_video(out / "reconstruction.png", both, titles)
     dit = None
     if args.only != "vae":
-        text, image, captions, dit = judge_dit(model, held_out, classifier, args.seed, device, args.prompts)
+        prompts = min(args.prompts, 12) if args.clips else args.prompts
+        text, image, captions, dit = judge_dit(model, held_out, classifier, args.seed, device, prompts)
         fps = settings.model.data.fps
         pictures.save_video(out / "samples.gif", text[:12], captions[:12], fps)
         pictures.save_video(out / "samples.png", text[:12], captions[:12], fps)
         pictures.save_video(out / "image_to_video.gif", image[:12], captions[:12], fps)
     report = {
         "command": command, "hardware": hardware(device), "seed": args.seed,
-        "digits": str(args.digits), "settings": run.identity["settings"],
+        "digits": str(args.clips or args.digits), "settings": run.identity["settings"],
         "compression": f"1:{3 * math.prod(settings.model.vae.stride) / settings.model.vae.channels:g}",
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in
                        (("encoder", model.vae.encoder), ("decoder", model.vae.decoder), ("dit", model.dit),
@@ -533,6 +656,19 @@ def main(argv=None):
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     add("--only", choices=["vae"], help="stop after this stage")
     add("--vae", metavar="FILE", help="take this checkpoint's autoencoder and train the transformer only")
+    add("--clips", metavar="FOLDER", help="learn from your own clips with captions instead of digits")
+    add("--buckets", metavar="FxHxW,...", help="frames, height and width that clips are cut to (default: "
+        "each clip as it stands)")
+    add("--text", metavar="FILE", help="the captions' embeddings, by python -m minltx.pretrained.t5 --clips")
+    add("--weights", metavar="FILE", help="begin with released weights and train the transformer")
+    add("--latents", metavar="FILE", help="keep the clips' latents in this file, or take them from it")
+    add("--micro-batches", type=int, help="a step is the mean gradient of so many batches (default: 1)")
+    add("--precision", choices=["float32", "bf16"], help="bf16: autocast (default: the preset's)")
+    add("--optimizer", choices=["muon", "adamw"], help="(default: the preset's)")
+    add("--token-drop", type=float, help="leave out up to this share of a batch's tokens (paper: 0.2)")
+    add("--parallel", choices=["ddp", "fsdp"], help="under torchrun: how processes share (default: ddp)")
+    add("--checkpoint-activations", action="store_true", help="compute blocks twice to save memory")
+    add("--compile", action="store_true", help="compile the blocks")
     add("--plain-decoder", action="store_true", help="a decoder that is not told t, to compare")
     args = parser.parse_args(argv)
     try:
@@ -543,6 +679,8 @@ def main(argv=None):
     except KeyboardInterrupt:
         parser.exit(130, "\ntrain_tiny.py: stopped; the same command with --resume goes on from the last "
                          "checkpoint\n")
+    finally:
+        parallel.leave()
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_a_run_leaves_what_it_promises(small, tmp_path):
 
 def test_other_options_and_old_folders_are_refused(small, tmp_path, capsys):
     run(tmp_path, "--only", "vae")
-    for options, message in (([], "exists: go on with --resume"),
+    for options, message in (([], "go on with --resume"),
                              (["--resume", "--seed", "1"], "other settings")):
         with pytest.raises(SystemExit) as stop:
             run(tmp_path, *options)

@@ -48,7 +48,7 @@ class StoredText(nn.Module):
         self.rows = {}
 
     def read(self, path, width):
-        """Take the embeddings from a file of minltx.pretrained.t5. ValueError if they are not `width` wide."""
+        """Take the embeddings in a file of minltx.pretrained.t5. ValueError if they are not `width` wide."""
         from minltx.pretrained.t5 import load_embeddings
         text, mask, captions = load_embeddings(path)
         if text.shape[2] != width:

@@ -120,8 +120,8 @@ class Run:
             self.rival_optimizer.load_state_dict(state["rival_optimizer"])
 
     def shards_now(self):
-        """What else than the model a stage has to keep, as tensors by name, of which a process may hold a part
-        only."""
+        """What else than the model a stage has to keep, as tensors by name, of which a process may hold a
+        part only."""
         names = {id(p): name for name, p in self.work.named_parameters()}
         state = {"optimizers": dcs.get_optimizer_state_dict(self.work, self.optimizers)}
         if self.ema is not None:
@@ -195,8 +195,8 @@ class Run:
             self.summed[name] = self.summed.get(name, 0.0) + share * term.item()
 
     def update(self, rate):
-        """One optimiser step at `rate` times the learning rates, gradients clipped to length 1, and one of the
-        rival -> the step's mean terms."""
+        """One optimiser step at `rate` times the learning rates, gradients clipped to length 1, and one of
+        the rival -> the step's mean terms."""
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         for optimizer, lr in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * lr

@@ -16,7 +16,7 @@ from minltx.flow import shifted_schedule
 from minltx.losses import kl_divergence
 from minltx.sampler import Guidance, decode, sample_latent, seeded_noise
 from minltx.workshop import metrics, pictures
-from minltx.workshop.checkpoint import GUIDANCE, STEPS, ToyModel, load_checkpoint
+from minltx.workshop.checkpoint import GUIDANCE, STEPS, ToyModel, load_checkpoint, pixels
 from minltx.workshop.run import Run, pick_device
 from minltx.workshop.switches import settings_for
 
@@ -38,19 +38,19 @@ def every_kind_of_step(settings, stage, data):
         for frames, batch, count in settings.vae_phases:
             yield count, lambda: vae(frames, batch)
     if stage in ("dit", "both"):
-        _, *grid = model.vae.latent_shape(data.config.frames, data.config.size, data.config.size)
+        _, *grid = model.vae.latent_shape(*pixels(data.config))
         bank = torch.randn(settings.dit_batch, settings.model.vae.channels, *grid)
         scenes = data.choose(settings.dit_batch, generator)
 
         def dit(layout):
-            generator.manual_seed(train_tiny.LAYOUTS.index(layout))        # the same conditions for everybody
+            generator.manual_seed(settings.layouts.index(layout))        # the same conditions for everybody
             latents, some, condition = train_tiny.batch_of_latents(model, data, bank, scenes, layout,
                                                                    settings, generator)
             train_tiny.dit_step(model, latents, [caption(s) for s in some], condition, settings,
                                 generator)[0].backward()
 
-        for layout in train_tiny.LAYOUTS:
-            yield settings.dit_steps / len(train_tiny.LAYOUTS), lambda: dit(layout)
+        for layout in settings.layouts:
+            yield settings.dit_steps / len(settings.layouts), lambda: dit(layout)
 
 
 def flops(settings, stage, data):
@@ -174,7 +174,7 @@ def judge_decoder(model, held_out, reader, seed, prompts):
     scenes = held_out.choose(prompts, generator, held_out=True)
     clips = held_out.clips(scenes, generator)
     captions, rows = [caption(s) for s in scenes], []
-    shape = model.vae.latent_shape(c.frames, c.size, c.size)
+    shape = model.vae.latent_shape(*pixels(c))
     latent = sample_latent(model.dit, seeded_noise(shape, [1_000_000 + i for i in range(prompts)]),
                            shifted_schedule(STEPS, math.prod(shape[1:])), model.embed(captions),
                            model.embed([""] * prompts), Guidance(GUIDANCE), c.fps)
