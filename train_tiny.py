@@ -282,7 +282,7 @@ def batch_of_latents(model, data, bank, scenes, layout, settings, generator):
     given; "keyframe": some later frame; "end": the last frames. The last two need extra tokens, frames that
     are encoded alone, so their clips are rendered anew.
     """
-    device, B, c = model.vae.latent_mean.device, settings.dit_batch, data.config
+    device, B = model.vae.latent_mean.device, settings.dit_batch
     if layout in ("free", "still", "start"):
         count = B * (bank.shape[2] if layout == "still" else 1)              # about as many tokens either way
         rows = torch.randint(len(bank), (count,), generator=generator)
@@ -293,7 +293,7 @@ def batch_of_latents(model, data, bank, scenes, layout, settings, generator):
         one = torch.rand(1, generator=generator).item() < 0.5
         return latents, scenes, Condition(latents[:, :, : 1 if one else few])
     video, scenes = data.batch(B, generator)
-    frame = torch.randint(1, c.frames, (1,), generator=generator).item()
+    frame = torch.randint(1, video.shape[2], (1,), generator=generator).item()
     given = video[:, :, frame : frame + 1]
     if layout == "end":
         stride = model.vae.config.stride[0]

@@ -1,7 +1,7 @@
 """What test_parallel.py runs in one process and, under torchrun, in several.
 
     torchrun --nproc-per-node 2 tests/several_processes.py gradients OUT --parallel fsdp
-    torchrun --nproc-per-node 2 tests/several_processes.py train OUT --stop-after 5 -- --resume
+    torchrun --nproc-per-node 2 tests/several_processes.py train OUT --stop-after 5 --resume
 """
 
 import argparse
@@ -78,7 +78,7 @@ def gradients(out, world):
     return found
 
 
-def train(out, options, stop_after=None, size=1):
+def train(out, options, stop_after=None):
     """train_tiny.main on the small settings, saved every second step; stop after so many steps in all."""
     train_tiny.PRESETS["toy"] = SMALL
     init, original, steps = train_tiny.Run.__init__, train_tiny.Run.update, []
@@ -105,11 +105,9 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--parallel")
     parser.add_argument("--stop-after", type=int)
-    parser.add_argument("options", nargs="*")
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
     if args.task == "gradients":
         gradients(args.out, parallel.join(args.parallel, torch.device("cpu")))
         parallel.leave()
     else:
-        train(args.out, [*args.options, *(["--parallel", args.parallel] if args.parallel else [])],
-              args.stop_after)
+        train(args.out, [*options, *(["--parallel", args.parallel] if args.parallel else [])], args.stop_after)

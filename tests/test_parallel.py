@@ -1,0 +1,190 @@
+"""Several processes are one: the same losses and gradients for the same batches, and one curve across stops on
+any number of them. Whatever saves time or memory changes no number, or by the rounding that it says."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import several_processes
+import torch
+import torch.distributed.checkpoint as dcp
+from several_processes import SMALL
+
+import train_tiny
+from minltx.data import MovingDigits, caption, draw_digits
+from minltx.workshop import parallel
+from minltx.workshop.checkpoint import ToyModel, load_checkpoint
+
+CPU = parallel.World(torch.device("cpu"))
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or sys.platform == "win32",
+                                reason="torch without gloo")
+
+
+def torchrun(processes, *words, code=0):
+    """several_processes.py in so many processes -> what they printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes,
+               several_processes.__file__, *words]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert bool(done.returncode) == bool(code), done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process finds for all of a step's batches."""
+    return several_processes.gradients(tmp_path_factory.mktemp("alone"), CPU)
+
+
+@pytest.mark.parametrize("kind, processes", [("ddp", 2), ("fsdp", 2), ("fsdp", 3)])
+def test_several_processes_have_one_loss_and_one_gradient(alone, tmp_path, kind, processes):
+    """In float64, to 1e-8 (norms have float32 statistics): autoencoder, discriminator and transformer, whose
+    widths are cut unevenly."""
+    torchrun(processes, "gradients", tmp_path, "--parallel", kind)
+    found = torch.load(tmp_path / "found.pt")
+    for name in ("vae", "dit", "rival"):
+        assert found[name].keys() == alone[name].keys()
+        size = max(g.abs().max() for g in alone[name].values())
+        assert size > 0.01
+        for key, gradient in alone[name].items():
+            assert (found[name][key] - gradient).abs().max() <= 1e-8 * size, key
+    for terms in ("vae terms", "dit terms"):
+        assert found[terms] == {name: pytest.approx(x, rel=1e-8) for name, x in alone[terms].items()}
+    assert found["vae share"] == 1                                   # FSDP keeps a part of the transformer only
+    assert found["dit share"] == 1 if kind == "ddp" else found["dit share"] < 1.1 / processes
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing stopped, in one process: its folder and report."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, several_processes.train(out, [])
+
+
+@pytest.mark.parametrize("first, then", [(("fsdp", 2), (None, 1)), ((None, 1), ("fsdp", 3)),
+                                         (("ddp", 3), ("fsdp", 2))])
+def test_a_run_goes_on_with_another_number_of_processes(whole, tmp_path, first, then):
+    """Stopped at step 2 of the transformer with the optimisers' and averages' state, gone on elsewhere: the
+    whole run's curves and weights. (With that state left out they are 1e-4 off.)"""
+    out, report = whole
+    for (kind, processes), options, code in ((first, ["--stop-after", 7], 1), (then, ["--resume"], 0)):
+        if kind:
+            torchrun(processes, "train", tmp_path, "--parallel", kind, *options, code=code)
+        elif code:
+            with pytest.raises(SystemExit):
+                several_processes.train(tmp_path, [], stop_after=7)
+        else:
+            several_processes.train(tmp_path, options)
+        files = {p.name for p in tmp_path.iterdir()}
+        shards = {name for name in files if name.startswith("shards")}
+        assert ("checkpoint.pt" in files, "run.json" in files, len(shards)) == (
+            (False, True, 1) if kind else (True, False, 0))
+    went_on = json.loads((tmp_path / "report.json").read_text())
+    for name, rows in report["history"].items():
+        assert went_on["history"][name] == [[step, pytest.approx(x, rel=1e-5, abs=1e-6)] for step, x in rows]
+    assert went_on["loss_by_t"] == [x and pytest.approx(x, rel=1e-4) for x in report["loss_by_t"]]
+    a = load_checkpoint(out / "checkpoint.pt")[0].state_dict()
+    if then[0]:
+        b = {"model": {name: torch.empty_like(value) for name, value in a.items()}}
+        dcp.load(b, checkpoint_id=tmp_path / json.loads((tmp_path / "run.json").read_text())["folder"])
+        b = b["model"]
+    else:
+        b = load_checkpoint(tmp_path / "checkpoint.pt")[0].state_dict()
+    for name, value in a.items():
+        assert (b[name] - value).abs().max() <= 1e-5 * max(1, value.abs().max()), name
+
+
+def test_a_step_is_the_mean_of_its_batches():
+    """Six batches in one step against each batch's own gradient, averaged by hand."""
+    torch.manual_seed(0)
+    model = ToyModel(SMALL.model).double()
+    for p in model.dit.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    _, scenes = MovingDigits(*draw_digits(50, 0), SMALL.model.data).batch(4, torch.Generator().manual_seed(0))
+    bank = torch.randn(4, 4, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    run = train_tiny.Run(Path("nowhere"), model, SMALL, 0, "drawn", torch.device("cpu"), False)
+    run.start(["dit", "text"], train_tiny.dit_step, 0.0, 0.0)
+
+    def loss(step, number):
+        generator = train_tiny.rng(0, 2, number)
+        latents, some, condition = train_tiny.batch_of_latents(model, None, bank, scenes, "start", SMALL,
+                                                               generator)
+        return step(latents, [caption(s) for s in some], condition, SMALL, generator)[0]
+
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] for name in trained} == {"dit", "text"}          # the autoencoder stands still
+    by_hand = [torch.autograd.grad(loss(partial(train_tiny.dit_step, model), number), trained.values())
+               for number in range(6, 12)]
+    for number in run.micro_batches(1):
+        run.backward(loss(run.loss, number), {})
+    for p, *parts in zip(trained.values(), *by_hand):
+        assert (p.grad - sum(parts) / 6).abs().max() <= 1e-8 * max(1, p.grad.abs().max())
+
+
+def one_step(**how):
+    """Loss and gradients of one step of the transformer in one process."""
+    precision = how.pop("precision", "float32")
+    torch.manual_seed(0)
+    settings = replace(SMALL, micro_batches=1, precision=precision)
+    model = ToyModel(settings.model)
+    for p in model.dit.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    run = train_tiny.Run(Path("nowhere"), model, settings, 0, "drawn", torch.device("cpu"), False, **how)
+    run.start(["dit", "text"], train_tiny.dit_step, 0.0, 0.0)
+    latents = torch.randn(4, 4, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    loss, _, _ = run.loss(latents, ["a red 7 moving left"] * 4, None, settings,
+                          torch.Generator().manual_seed(2))
+    run.backward(loss, {})
+    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+def difference(a, b):
+    """The norm of the difference of two sets of gradients over the norm of the second."""
+    a, b = (torch.cat([gradients[name].flatten() for name in b]) for gradients in (a, b))
+    return ((a - b).norm() / b.norm()).item()
+
+
+def test_computing_blocks_twice_changes_nothing_but_memory():
+    loss, gradients = one_step()
+    again, recomputed = one_step(checkpointing=True)
+    assert again == loss and difference(recomputed, gradients) == 0
+
+    def kept(checkpointing):
+        """Bytes that autograd keeps for the backward pass."""
+        seen = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda x: seen.__setitem__(x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()) or x,
+                lambda x: x):
+            one_step(checkpointing=checkpointing)
+        return sum(seen.values())
+
+    assert kept(True) < 0.6 * kept(False)
+
+
+def test_bf16_is_the_same_to_its_rounding_and_weights_stay_float32():
+    loss, gradients = one_step()
+    rounded, theirs = one_step(precision="bf16")
+    assert 0 < abs(rounded - loss) / loss < 1e-2 and 1e-4 < difference(theirs, gradients) < 0.1
+    assert all(g.dtype == torch.float32 for g in theirs.values())
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_optimisers_of_the_settings(tmp_path, kind):
+    model = ToyModel(SMALL.model)
+    run = train_tiny.Run(tmp_path, model, replace(SMALL, optimizer=kind), 0, "drawn", torch.device("cpu"), False)
+    run.start(["dit"], train_tiny.dit_step, 0.02, 0.001)
+    assert [type(o).__name__ for o in run.optimizers] == (["Muon", "AdamW"] if kind == "muon" else ["AdamW"])
+    assert run.rates == ([0.02, 0.001] if kind == "muon" else [0.001])
+    assert {id(p) for p in run.trained} == {id(p) for p in model.dit.parameters()}
+
+
+def test_what_cannot_be_shared_is_told_with_its_fix(tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
+        parallel.join("fsdp", torch.device("cpu"))
+    with pytest.raises(ValueError, match="use --micro-batches 4 or a multiple of it"):
+        train_tiny.Run(tmp_path, ToyModel(SMALL.model), SMALL, 0, "drawn", torch.device("cpu"), False,
+                       world=replace(CPU, size=4))
