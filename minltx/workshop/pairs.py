@@ -3,7 +3,7 @@
 A machine that others share is now fast and now slow, so seconds say little; but two ways that are timed one
 straight after the other meet the same machine, and the median of the ratios is steady.
 
-    python -m minltx.workshop.pairs            # the table of docs/speed.md, for this machine (minutes)
+    python -m minltx.workshop.pairs            # for this machine's CPU; docs/speed.md has ours
 """
 
 import argparse
@@ -33,8 +33,6 @@ MIDDLE = DiTConfig(128, 512, 8, 8, 512)
 def milliseconds(function):
     start = time.perf_counter()
     function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     return 1000 * (time.perf_counter() - start)
 
 

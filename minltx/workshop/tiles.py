@@ -5,13 +5,12 @@ only so many voxels away: `receptive_field`. A tile that is decoded with a halo 
 cropped, is the same numbers as the whole decode. With less it is nearly the same, because what is far away
 has little weight; docs/speed.md says how nearly, and why tiles are cropped and not blended.
 
-    python -m minltx.workshop.tiles            # error, seconds and memory for growing halos
+    python -m minltx.workshop.tiles            # error, work and memory for growing halos
 """
 
 import ctypes
 import itertools
 import math
-import time
 from pathlib import Path
 
 import torch
@@ -131,25 +130,27 @@ def mosaic(frames=25, side=4):
 
 @torch.no_grad()
 def measure(vae, latent, tiles, halos):
-    """Print a table: what tiles with each halo differ from the whole decode, seconds, and the memory that is
-    needed beside the video's own."""
-    t, whole = torch.full((len(latent),), 0.05), None
+    """Print a table: what tiles with each halo differ from the whole decode, how many latents are decoded for
+    each of the video's, and the memory that is needed beside the video's own."""
+    t, whole, grid = torch.full((len(latent),), 0.05), None, latent.shape[2:]
 
-    def row(name, function):
-        start = time.perf_counter()
+    def row(name, function, work=1.0):
         video, megabytes = peak_megabytes(function)
-        seconds, megabytes = time.perf_counter() - start, megabytes - video.nbytes / 2**20
+        megabytes -= video.nbytes / 2**20
         off = video - (video if whole is None else whole)
-        print(f"| {name:5} | {off.abs().max():.4f} | {off.square().mean().sqrt():.6f} | {seconds:.1f} | "
+        print(f"| {name:5} | {off.abs().max():.4f} | {off.square().mean().sqrt():.6f} | {work:.2f} | "
               f"{megabytes:.0f} |", flush=True)
         return video
 
     vae.decode(latent[:, :, :2], t)                                             # warm up
-    print("| halo  | largest error | root mean square | seconds | MB beside the video |")
+    print("| halo  | largest error | root mean square | work | MB beside the video |")
     print("|---|---|---|---|---|")
     whole = row("whole", lambda: vae.decode(latent, t))
     for halo in halos:
-        row(str(halo), lambda: decode_in_tiles(vae.decode, vae.config, latent, t, None, tiles, halo))
+        lengths = [sum(last - first for *_, first, last in spans(size, tile, halo))
+                   for size, tile in zip(grid, tiles)]
+        row(str(halo), lambda: decode_in_tiles(vae.decode, vae.config, latent, t, None, tiles, halo),
+            math.prod(lengths) / math.prod(grid))
 
 
 def main():
