@@ -169,7 +169,7 @@ def test_with_and_without_gradients_are_equal_and_leave_their_input(name):
     leaf = x.clone().requires_grad_()
     slow = layer(leaf)
     close(fast, slow.detach(), 1e-6)
-    slow.square().sum().backward()                           # raises if a tensor that it needs was overwritten
+    slow.square().sum().backward()                  # raises if a tensor that it needs was overwritten
     assert torch.equal(leaf.detach(), kept) and leaf.grad.abs().sum() > 0
 
 
