@@ -20,6 +20,7 @@ from tqdm import tqdm
 from minltx.workshop import pictures
 from minltx.workshop.checkpoint import GUIDANCE, SHIPPED, STEPS, load_checkpoint, pixels
 from minltx.workshop.run import pick_device
+from minltx.workshop.tiles import HALO, check_tiles, use_tiles
 
 BATCH = 64  # prompts sampled at a time
 
@@ -30,6 +31,15 @@ def size_of(text):
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 32 or, height first, 32x48")
     return int(sides[0]), int(sides[-1])
+
+
+def tiles_of(text):
+    """"8x16x16" -> (8, 16, 16)."""
+    numbers = text.lower().split("x")
+    if len(numbers) != 3 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is no tile: write latent frames x rows x columns, "
+                                         "such as 8x16x16")
+    return tuple(map(int, numbers))
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +70,12 @@ def options():
     add("--fps", type=float, help="frames per second (default: the model's)")
     add("--decode-t", type=float, help="the t that the decoder is told (default: the model's, 0.05)")
     add("--decode-noise", type=float, help="noise before decoding (default: the model's, 0.025)")
+    add("--tiles", type=tiles_of, metavar="FxHxW",
+        help="decode in tiles of so many latent frames x rows x columns, such as 8x16x16: slower, in less "
+             "memory (default: all at once)")
+    add("--halo", type=int, default=HALO,
+        help="with --tiles: how many latents around a tile are decoded with it; more is nearer to the whole "
+             "(default: %(default)s)")
     add("--checkpoint", help="model.pt of a training run (default: the shipped one)")
     add("--weights", metavar="FILE_OR_FOLDER",
         help="released weights: an official .safetensors file, or a diffusers folder")
@@ -167,6 +183,9 @@ def sample(args):
         vae.latent_shape(*size)
         if start.shape[2] != size[0]:
             raise ValueError(f"{args.start} has {start.shape[2]} frames, not {size[0]}: leave out --frames")
+    if args.tiles:
+        check_tiles(vae.config, vae.latent_shape(*size)[1:], args.tiles, args.halo)   # before the sampling
+        use_tiles(vae, args.tiles, args.halo)
     seeds, videos, each = [args.seed + i for i in range(len(args.prompts))], [], 1 if args.weights else BATCH
     for i in range(0, len(seeds), each):
         videos.append(generate(args.prompts[i : i + each], seeds[i : i + each], size, args.steps,
