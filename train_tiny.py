@@ -589,12 +589,12 @@ def train(args, command):
         return None
 
     judging = time.perf_counter()
-    if args.only != "vae":
-        save_checkpoint(out / "model.pt", model, half=True, command=command)
-        model.load_state_dict(load_checkpoint(out / "model.pt")[0].state_dict())  # judge what is in the file
     if args.weights:
         from minltx.pretrained import save_pretrained
         save_pretrained(model, out / "model.safetensors")
+    if args.only != "vae":
+        save_checkpoint(out / "model.pt", model, half=True, command=command)
+        model.load_state_dict(load_checkpoint(out / "model.pt")[0].state_dict())  # judge what is in the file
     model.eval()
     classifier = None if args.clips else metrics.train_classifier(data, seed=args.seed)
     plain, video, vae = judge_vae(model, held_out, classifier, args.seed, device)
@@ -628,12 +628,14 @@ def save_curves(path, report):
     """Losses, validation, loss by t and PSNR over noise in one picture."""
     curves = {name: tuple(zip(*rows)) for name, rows in report["history"].items()}
     noise = report["vae"]["psnr_over_noise"]
-    panels = [("VAE, terms before their weights", "step", "loss",
-               {n.split()[1]: xy for n, xy in curves.items() if n.startswith("vae") and n != "vae psnr"},
-               "log"),
-              ("VAE, held-out clips", "step", "PSNR in dB", {"t = 0": curves["vae psnr"]}, "linear"),
-              ("Noise added, decoder told its t", "t", "PSNR in dB",
+    panels = [("Noise added, decoder told its t", "t", "PSNR in dB",
                {"held-out clips": (list(noise), list(noise.values()))}, "linear")]
+    if "vae psnr" in curves:                                    # it was trained, not taken from a file
+        panels = [("VAE, terms before their weights", "step", "loss",
+                   {n.split()[1]: xy for n, xy in curves.items() if n.startswith("vae") and n != "vae psnr"},
+                   "log"),
+                  ("VAE, held-out clips", "step", "PSNR in dB", {"t = 0": curves["vae psnr"]}, "linear"),
+                  *panels]
     if report["dit"]:
         by_t = [(i / 10 + 0.05, loss) for i, loss in enumerate(report["loss_by_t"]) if loss is not None]
         panels += [("Transformer", "step", "flow loss",

@@ -47,8 +47,8 @@ def gradients(out, world):
         if stage == "vae":
             _, rival = train_tiny.rivals(settings, data, 0, "cpu")
             rival.double()
-            run.start(["vae"], lambda model, *args: train_tiny.vae_step(model.vae, *args, None, rival), 0.0, 0.0,
-                      rival=rival, rival_lr=0.0)
+            run.start(["vae"], lambda model, *args: train_tiny.vae_step(model.vae, *args, None, rival),
+                      0.0, 0.0, rival=rival, rival_lr=0.0)
         else:
             run.start(["dit", "text"], train_tiny.dit_step, 0.0, 0.0)
         bank = torch.randn(4, 4, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -110,4 +110,5 @@ if __name__ == "__main__":
         gradients(args.out, parallel.join(args.parallel, torch.device("cpu")))
         parallel.leave()
     else:
-        train(args.out, [*options, *(["--parallel", args.parallel] if args.parallel else [])], args.stop_after)
+        options += ["--parallel", args.parallel] if args.parallel else []
+        train(args.out, options, args.stop_after)

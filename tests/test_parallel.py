@@ -1,5 +1,5 @@
-"""Several processes are one: the same losses and gradients for the same batches, and one curve across stops on
-any number of them. Whatever saves time or memory changes no number, or by the rounding that it says."""
+"""Several processes are one: the same losses and gradients for the same batches, and one curve across stops
+on any number of them. Whatever saves time or memory changes no number, or by the rounding that it says."""
 
 import json
 import subprocess
@@ -53,7 +53,7 @@ def test_several_processes_have_one_loss_and_one_gradient(alone, tmp_path, kind,
             assert (found[name][key] - gradient).abs().max() <= 1e-8 * size, key
     for terms in ("vae terms", "dit terms"):
         assert found[terms] == {name: pytest.approx(x, rel=1e-8) for name, x in alone[terms].items()}
-    assert found["vae share"] == 1                                   # FSDP keeps a part of the transformer only
+    assert found["vae share"] == 1                                   # FSDP cuts the transformer only
     assert found["dit share"] == 1 if kind == "ddp" else found["dit share"] < 1.1 / processes
 
 
@@ -174,7 +174,8 @@ def test_bf16_is_the_same_to_its_rounding_and_weights_stay_float32():
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 def test_optimisers_of_the_settings(tmp_path, kind):
     model = ToyModel(SMALL.model)
-    run = train_tiny.Run(tmp_path, model, replace(SMALL, optimizer=kind), 0, "drawn", torch.device("cpu"), False)
+    settings = replace(SMALL, optimizer=kind)
+    run = train_tiny.Run(tmp_path, model, settings, 0, "drawn", torch.device("cpu"), False)
     run.start(["dit"], train_tiny.dit_step, 0.02, 0.001)
     assert [type(o).__name__ for o in run.optimizers] == (["Muon", "AdamW"] if kind == "muon" else ["AdamW"])
     assert run.rates == ([0.02, 0.001] if kind == "muon" else [0.001])

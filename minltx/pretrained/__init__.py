@@ -23,7 +23,7 @@ from minltx.pretrained.releases import (DISTILLED, EARLY, RELEASES, Fields, Rele
                                         vae_to_diffusers, vae_to_official)
 from minltx.sampler import Guidance, generate
 from minltx.vae import VideoVAE
-from minltx.workshop.checkpoint import GUIDANCE, STEPS
+from minltx.workshop.checkpoint import GUIDANCE, STEPS, pixels
 
 __all__ = ["LTXVideo", "RELEASES", "load_pretrained", "save_pretrained"]
 
@@ -248,7 +248,7 @@ def save_pretrained(model, path):
         sampling = SamplingConfig(schedule="uniform", shifted=True, terminal=0.1, steps=STEPS,
                                   guidance=Guidance(GUIDANCE),
                                   condition_noise=0.0, text_tokens=16, fps=config.data.fps,
-                                  size=(config.data.frames, config.data.size, config.data.size))
+                                  size=pixels(config.data))
         config = ReleaseConfig(config.dit, config.vae, sampling)
     if path.suffix == ".safetensors":
         return save_official(model, config, path)

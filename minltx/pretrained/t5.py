@@ -1,6 +1,7 @@
 """Captions for the released models: T5-XXL through transformers, and a file that keeps what it said.
 
     python -m minltx.pretrained.t5 FOLDER "a lighthouse in a storm" --out words.safetensors
+    python -m minltx.pretrained.t5 FOLDER --clips CLIPS --out words.safetensors     # to train on these clips
 
 FOLDER holds text_encoder/ and tokenizer/, as the released repositories do. The encoder has 4.8 B parameters,
 more than twice the transformer's; with the file, sampling does not need it (SPEC 7).
@@ -15,6 +16,7 @@ import torch
 
 from minltx.pretrained import store
 from minltx.pretrained.releases import NEGATIVE, RELEASES, Fields
+from minltx.workshop.clips import captions_in
 
 
 def load_t5(folder, dtype=torch.float32, device="cpu"):
@@ -94,7 +96,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("folder", help="holds text_encoder/ and tokenizer/")
-    add("prompts", nargs="+", metavar="PROMPT")
+    add("prompts", nargs="*", metavar="PROMPT")
+    add("--clips", metavar="FOLDER", help="embed the captions of these clips too, and the empty one")
     add("--out", default="words.safetensors", help="(default: %(default)s)")
     add("--release", choices=RELEASES, default="0.9.5", help="decides length and case (default: %(default)s)")
     add("--negative", default=NEGATIVE, help="stored too, for guidance (default: %(default)s)")
@@ -103,9 +106,14 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         sampling = RELEASES[args.release].sampling
+        prompts = [*args.prompts, *(["", *captions_in(args.clips)] if args.clips else ()), args.negative]
+        if len(prompts) < 2:
+            raise ValueError("there is nothing to embed: give prompts, or --clips FOLDER")
+        prompts = list(dict.fromkeys(prompts))                                   # each once
         tokenizer, encoder = load_t5(args.folder, getattr(torch, args.dtype), args.device)
-        prompts = [*args.prompts, args.negative]
-        text, mask = encode_prompts(prompts, tokenizer, encoder, sampling.text_tokens, sampling.lowercase)
+        parts = [encode_prompts(prompts[i : i + 16], tokenizer, encoder, sampling.text_tokens,
+                                sampling.lowercase) for i in range(0, len(prompts), 16)]
+        text, mask = (torch.cat(part) for part in zip(*parts))
         save_embeddings(args.out, prompts, text, mask, sampling.text_tokens, sampling.lowercase)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"minltx.pretrained.t5: {str(error).splitlines()[0]}", file=sys.stderr)

@@ -301,8 +301,7 @@ def check_folder(folder, vae, fps, buckets=(), words=None):
         raise ValueError(f"clips cannot be read at {fps} fps: use a number above 0, such as 16")
     check_buckets(buckets, vae)
     captions, bad = read_metadata(folder)
-    files = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
-    names = sorted({p.name for p in files if p.suffix.lower() in ENDINGS} | set(captions))
+    files, names = listed(folder, captions)
     if any(name.lower().endswith(".mp4") for name in names):
         need_av()
     clips = []
@@ -315,6 +314,29 @@ def check_folder(folder, vae, fps, buckets=(), words=None):
     bad += [(p.name, "is the caption of no clip: add the clip, or remove the file") for p in files
             if p.suffix.lower() == ".txt" and p.stem not in described]
     return clips, sorted(bad)
+
+
+def listed(folder, captions):
+    """The files of a folder that are not hidden, and the sorted names of its clips and of those that
+    metadata.jsonl names."""
+    files = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
+    return files, sorted({p.name for p in files if p.suffix.lower() in ENDINGS} | set(captions))
+
+
+def captions_in(folder):
+    """All captions of a folder, each once, sorted; clips without one are passed over. ValueError for none."""
+    folder, found = Path(folder), set()
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: name one with clips and captions")
+    captions, _ = read_metadata(folder)
+    for name in listed(folder, captions)[1]:
+        try:
+            found.add(caption_of(folder / name, captions.get(name)))
+        except ValueError:
+            continue                                    # training names it, with the reason
+    if not found:
+        raise ValueError(f"there is no caption in {folder}: write x.txt beside x.mp4, or {METADATA}")
+    return sorted(found)
 
 
 def report_bad(folder, clips, bad):
