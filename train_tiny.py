@@ -641,7 +641,7 @@ def save_curves(path, report):
         panels += [("Transformer", "step", "flow loss",
                     {n.split()[1]: xy for n, xy in curves.items() if n.startswith("dit")}, "linear"),
                    ("Transformer, by time", "t", "flow loss",
-                    {"second half of training": tuple(zip(*by_t))}, "linear")]
+                    {"second half of training": tuple(zip(*by_t))} if by_t else {}, "linear")]
     pictures.save_curves(path, panels)
 
 
