@@ -185,7 +185,8 @@ def save_curves(path, panels):
             ax.plot(xs, ys, label=name, linewidth=1.5, marker="o" if len(xs) < 20 else None, markersize=4)
         ax.set(title=title, xlabel=x_label, ylabel=y_label, yscale=scale)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        if lines:
+            ax.legend(fontsize=8)
     figure.tight_layout()
     put_in_place(path, lambda p: figure.savefig(p, dpi=110))
     plt.close(figure)
