@@ -276,7 +276,8 @@ def views_of(data, images, labels, settings):
 # --- Stage 2: the transformer -----------------------------------------------------------------------------
 
 def batch_of_latents(model, data, bank, scenes, layout, settings, generator):
-    """A training batch -> latents (B, C, f, h, w), their scenes, and the condition that goes with the layout.
+    """A training batch from a bank of latents before normalisation -> normalised latents (B, C, f, h, w),
+    their scenes, and the condition that goes with the layout.
 
     "free": nothing is given; "still": images; "start": the first frame, or the first few latent ones, are
     given; "keyframe": some later frame; "end": the last frames. The last two need extra tokens, frames that
@@ -286,7 +287,8 @@ def batch_of_latents(model, data, bank, scenes, layout, settings, generator):
     if layout in ("free", "still", "start"):
         count = B * (bank.shape[2] if layout == "still" else 1)              # about as many tokens either way
         rows = torch.randint(len(bank), (count,), generator=generator)
-        latents, scenes = bank[rows.to(bank.device)].to(device), [scenes[i] for i in rows]
+        latents = model.vae.normalize(bank[rows.to(bank.device)].to(device))
+        scenes = [scenes[i] for i in rows]
         if layout != "start":
             return latents[:, :, :1] if layout == "still" else latents, scenes, None
         few = torch.randint(1, latents.shape[2], (1,), generator=generator).item()
@@ -345,7 +347,6 @@ def train_dit(run, model, views, held_out):
     views are (data, latents before normalisation, scenes); a batch is of one of them, with about as many
     tokens whichever it is."""
     settings, device = run.settings, run.device
-    views = [(data, model.vae.normalize(latents), scenes) for data, latents, scenes in views]
     exact = replace(settings, caption_dropout=0.0, token_drop=0.0, times="shifted")
     check, check_scenes = encode_bank(model.vae, held_out, 8 * settings.dit_batch, run.seed, device, True)
     check, check_captions = model.vae.normalize(check), [describe(s) for s in check_scenes]

@@ -15,6 +15,7 @@ cut, is trained as with "ddp".
 import copy
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 import torch
@@ -82,7 +83,8 @@ def join(parallel, device):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # One process may encode all clips while the others wait.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     return World(device, dist.get_rank(), dist.get_world_size(), parallel or "ddp")
 
 
