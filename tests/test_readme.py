@@ -16,7 +16,7 @@ import train_tiny
 from minltx.data import DataConfig
 from minltx.dit import DiT, DiTConfig
 from minltx.vae import VAEConfig, VideoVAE
-from minltx.workshop import ablate, assignments, comparison, switches, tables
+from minltx.workshop import ablate, assignments, bench, comparison, switches, tables
 from minltx.workshop.checkpoint import GUIDANCE, SHIPPED, STEPS, ModelConfig, load_checkpoint
 from minltx.workshop.count import CHAPTERS, PACKAGE, chapter_lines
 
@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("marker", ["results", "decoder", "conditions", "claims", "chapters",
-                                    "full size"])
+                                    "full size", "bench"])
 def test_tables_are_what_the_reports_and_files_say(marker):
     assert tables.between(README, marker) == tables.tables()[marker]
 
@@ -44,15 +44,20 @@ def test_every_command_is_understood(monkeypatch):
         words = shlex.split(command.split("&&")[-1])
         if words[1:2] == ["sample.py"]:
             assert sample.options().parse_args(words[2:]).prompts
-        elif words[1:2] == ["train_tiny.py"]:
+        elif "train_tiny.py" in words:                                  # with python or torchrun
             monkeypatch.setattr(train_tiny, "train", lambda args, command: args)
-            assert isinstance(train_tiny.main(words[2:]), argparse.Namespace)
+            assert words[0] in ("python", ".venv/bin/python") or words[:2] == ["torchrun", "--nproc-per-node"]
+            args = train_tiny.main(words[words.index("train_tiny.py") + 1 :])
+            assert isinstance(args, argparse.Namespace) and train_tiny.settings_of(args)
         elif words[1:2] == ["-m"] and words[2].startswith("minltx."):
             assert importlib.util.find_spec(words[2]) is not None
             if words[2].endswith("assignments"):
                 for step in ("build", "grade_all"):
                     monkeypatch.setattr(assignments, step, lambda *args: [])
                 assignments.main(words[3:])
+            if words[2].endswith("bench"):
+                args = bench.options().parse_args(words[3:])
+                assert args.headline or bench.setup_from(args)
             if words[2].endswith("ablate"):
                 for step in ("try_all", "run_all", "finish"):
                     monkeypatch.setattr(ablate, step, lambda *args: None)

@@ -144,6 +144,33 @@ def claims_text():
         + f". Hardware: {' or '.join(sorted({r['hardware'] for r in reports}))}."])
 
 
+def bench_text():
+    """minltx beside diffusers, and each part beside its floor, from reports of `minltx.workshop.bench`."""
+    stored = [json.loads(path.read_text()) for path in sorted((RESULTS / "bench").glob("*.json"))]
+
+    def ms(seconds):
+        return f"{1000 * seconds:.1f}"
+
+    lines = ["| config, part | minltx, ms | diffusers, ms | minltx / diffusers | outputs differ by |",
+             "|---|---|---|---|---|"]
+    for report in stored:
+        lines += [f"| {report['config']}, {part} | {ms(row['minltx'])} | {ms(row['diffusers'])} | "
+                  f"**{row['ratio']:.2f}** | {row['largest_difference']:.1e} |"
+                  for part, row in report["against"].items()]
+    lines += ["", "| config, part | ms | floor, ms | of peak | tokens/s | frames/s |",
+              "|---|---|---|---|---|---|"]
+    for report in stored:
+        for part, row in report["parts"].items():
+            share = f"{100 * row['mfu']:.0f} %" if row["mfu"] else ""
+            rates = ["" if row[key] is None else f"{row[key]:,.0f}"
+                     for key in ("tokens_per_second", "frames_per_second")]
+            lines.append(f"| {report['config']}, {part} | {ms(row['seconds'])} | {ms(row['floor'])} | "
+                         f"{share} | {' | '.join(rates)} |")
+    hardware = " ".join({report["hardware"]: None for report in stored})
+    commands = "; ".join(f"`{report['command']}`" for report in stored)
+    return "\n".join([*lines, "", f"float32, medians, ratios of pairs. {hardware}. {commands}."])
+
+
 def imports_of(name):
     """The chapters that a chapter imports, in reading order."""
     tree = ast.parse((PACKAGE / f"{name}.py").read_text())
@@ -166,7 +193,8 @@ def chapters_table():
 def tables():
     """Marker in the README -> Markdown."""
     return {"results": results_table(reports()), "decoder": decoder_table(), "conditions": conditions_table(),
-            "chapters": chapters_table(), "full size": full_size_text(), "claims": claims_text()}
+            "chapters": chapters_table(), "full size": full_size_text(), "claims": claims_text(),
+            "bench": bench_text()}
 
 
 def between(text, marker, new=None):
