@@ -4,19 +4,19 @@ import itertools
 import math
 import statistics
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import train_tiny
-from minltx.data import MovingDigits, Thing, caption
+from minltx.data import MovingDigits, caption
 from minltx.flow import shifted_schedule
 from minltx.losses import kl_divergence
 from minltx.sampler import Guidance, decode, sample_latent, seeded_noise
-from minltx.workshop import metrics, pictures
+from minltx.workshop import metrics
 from minltx.workshop.checkpoint import GUIDANCE, STEPS, ToyModel, load_checkpoint, pixels
+from minltx.workshop.parallel import World
 from minltx.workshop.run import Run, pick_device
 from minltx.workshop.switches import settings_for
 
@@ -101,7 +101,10 @@ def train_and_judge(spec, folder):
     if stage in ("vae", "both", "dit"):
         views = train_tiny.views_of(data, *digits, settings)
         if stage == "dit":
-            views = kept_latents(Path(spec["banks"]), model.vae, views, settings, seed, device)
+            # Runs of one seed, clips and autoencoder share what the first of them encoded.
+            kind = "_".join("x".join(f"{n:g}" for n in v) for v in settings.views) or "own"
+            views = train_tiny.kept_latents(Path(spec["banks"]) / f"{seed}-{kind}.pt", model, views, settings,
+                                            seed, World(device))
         else:
             count = 512 if stage == "vae" else settings.bank            # a VAE alone only needs statistics
             views = train_tiny.encode_views(model.vae, views, count, seed, device)
@@ -136,19 +139,6 @@ def train_and_judge(spec, folder):
             "budget": spec["budget"], "settings": run.identity["settings"], "step_cost": cost[1] / cost[0],
             "petaflops": spec["budget"] * cost[0] / 1e15,
             "hardware": train_tiny.hardware(device), "seconds": run.seconds, "figures": figures, **more}
-
-
-def kept_latents(folder, vae, views, settings, seed, device):
-    """`encode_views`, but runs of one seed, clips and autoencoder share what the first of them encoded."""
-    path = folder / f"{seed}-{'_'.join('x'.join(f'{n:g}' for n in v) for v in settings.views) or 'own'}.pt"
-    if not path.exists():
-        encoded = train_tiny.encode_views(vae, views, settings.bank, seed, device)
-        stored = [(latents.cpu(), [[asdict(x) for x in scene] for scene in scenes])
-                  for _, latents, scenes in encoded]
-        pictures.put_in_place(path, lambda p: torch.save(stored, p))
-    stored = torch.load(path, weights_only=True)
-    return [(data, latents.to(device), [[Thing(**x) for x in scene] for scene in scenes])
-            for data, (latents, scenes) in zip(views, stored, strict=True)]
 
 
 @torch.no_grad()
