@@ -116,14 +116,18 @@ def share(world, model, parts, loss, checkpointing=False, compiled=False):
     """Make the named parts of a model trainable, and them alone, in this world.
 
     -> (the model to work with, a function of loss's other arguments that computes loss(model, ...)). With
-    "fsdp" that model is a copy whose parts are sharded, and the model itself stays whole, see `collect`.
+    "fsdp" that model has copies of these parts, sharded, and the model itself stays whole, see `collect`.
     checkpointing: blocks keep only their input and are recomputed in the backward pass. compiled: blocks go
     through torch.compile.
     """
     sharded = world.parallel == "fsdp" and "dit" in parts
     model.requires_grad_(False)
     if sharded:
-        model = copy.deepcopy(model)
+        # The whole parts wait in the host's memory; the copy's go to the device as shards, one by one.
+        for part in map(model.get_submodule, parts):
+            part.to("cpu")
+        rest = {id(child): child for name, child in model.named_children() if name not in parts}
+        model = copy.deepcopy(model, rest)
         mesh = dist.device_mesh.init_device_mesh(world.device.type, (world.size,))
     for part in map(model.get_submodule, parts):
         part.requires_grad_(True)
@@ -156,11 +160,12 @@ def synchronise(objective, model, now):
 
 
 @torch.no_grad()
-def collect(model, work):
-    """Copy the parameters of `share`'s model into the whole one."""
+def collect(model, work, device):
+    """Copy the parameters of `share`'s model into the whole one, and that back to its device."""
     if work is not model:
         for whole, part in zip(model.parameters(), work.parameters(), strict=True):
             whole.copy_(full(part))
+        model.to(device)
 
 
 def full(x):

@@ -231,7 +231,7 @@ class Run:
             if self.ema is not None:
                 for p, e in zip(self.trained, self.ema, strict=True):
                     p.data.copy_(e)                       # the averaged weights are the result
-            parallel.collect(self.model, self.work)
+            parallel.collect(self.model, self.work, self.device)
             self.stages_done, self.stage = self.stages_done + [self.stage], None
             self.work = self.objective = self.optimizers = self.rival = self.ema = self.trained = None
         elif done % self.save_every:
