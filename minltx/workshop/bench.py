@@ -39,7 +39,7 @@ def figures(part, setup, limits, repeats):
     with torch.inference_mode(not part.training):
         times = stopwatch.repeated(part.work, stopwatch.timer(setup.device), repeats)
         memory, kind = stopwatch.peak_memory(part.work, setup.device)
-        attention = stopwatch.attention_used(part.work)
+        attention = stopwatch.attention_used(part.work) if part.tokens else {}
     seconds, quartiles = stopwatch.spread(times)
     return {"seconds": seconds, "quartiles": quartiles,
             "floor": stopwatch.floor(part.operations, part.traffic, limits["peak_flops"],

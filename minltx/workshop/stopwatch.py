@@ -156,6 +156,7 @@ def attention_by(name):
 
 def attention_used(work):
     """Do work() once -> {name of an attention kernel: how often it was asked}, as torch's profiler saw it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")      # or some versions of it talk on the terminal
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         work()
     prefix = "aten::_scaled_dot_product_"
