@@ -66,7 +66,7 @@ def free(device):
 
 def measure(setup, names, attention, repeats, rival=None):
     """The machine's limits and the chosen parts, one after the other; beside diffusers if it is the rival.
-    A part that needs a package which is not there is left out, with a note."""
+    A part for which a package or memory is missing is left out, with a note."""
     limits = {"peak_flops": stopwatch.matmul_peak(setup.device, setup.dtype),
               "bandwidth": stopwatch.copy_bandwidth(setup.device)}
     report = {**limits, "parts": {}, "against": {}, "left_out": {}}
@@ -74,17 +74,16 @@ def measure(setup, names, attention, repeats, rival=None):
         for name in names:
             free(setup.device)
             print(f"{name} ...", file=sys.stderr, flush=True)
-            if rival and name in against.PAIRS:
+            if rival:
                 title, pair = against.PAIRS[name]
                 report["against"][title] = against.compare(pair(setup), setup, repeats)
-            elif not rival:
-                try:
-                    part = PARTS[name](setup)
-                except ValueError as error:
-                    report["left_out"][name] = str(error)
-                    continue
+                continue
+            try:
+                part = PARTS[name](setup)
                 report["parts"][part.name] = figures(part, setup, limits, repeats)
-                del part
+            except (ValueError, torch.OutOfMemoryError) as error:
+                report["left_out"][name] = str(error).splitlines()[0]
+            part = None         # or it would be held while the next one is built
     return report
 
 
