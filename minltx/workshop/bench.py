@@ -203,6 +203,8 @@ def setup_from(args):
     device, preset = pick_device(args.device), PRESETS[args.config]
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the benchmark cannot time the device {device.type}: use cpu or cuda")
+    if device.index is not None:
+        torch.cuda.set_device(device)       # whose events are to be recorded
     if args.size:
         preset = replace(preset, dit_size=size_from(args.size), vae_size=size_from(args.size))
     setup = Setup(preset, device, DTYPES[args.dtype or preset.dtype], args.seed, args.steps, args.guidance,

@@ -49,7 +49,7 @@ ALL = (*ITEMS, TRAIN_TOY, GPU_TESTS)
 
 def command_of(name, args, folder):
     """An item's command, as a list of words."""
-    device = pick_device(args.device).type
+    device = args.device or pick_device(None).type
     if name == GPU_TESTS:
         return [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / "test_gpu.py")]
     if name == TRAIN_TOY:
