@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from minltx.data import DataConfig, MovingDigits, Thing, caption, draw_digits
-from minltx.dit import DiTConfig, flatten_latent
+from minltx.dit import DiT, DiTConfig, flatten_latent
 from minltx.flow import flow_loss, interpolate, sample_t, velocity
 from minltx.losses import Discriminator, LossConfig, discriminator_loss, vae_loss
 from minltx.sampler import Condition, place, token_times
@@ -503,20 +503,22 @@ def for_clips(args, settings):
 
 
 def estimate_memory(settings, world, args):
-    """What each stage will hold, as lines for a terminal."""
+    """What each stage will hold, as lines for a terminal: also of the network that it does not train."""
     size, dit, stages = pixels(settings.model.data), settings.model.dit, {}
     tokens = math.prod(-(-n // s) for n, s in zip(size, dit.stride))
-    how = {"precision": settings.precision, "optimizer": settings.optimizer, "ranks": world.size,
+    how = {"precision": settings.precision, "optimizer": settings.optimizer, "parallel": world.parallel,
+           "ranks": world.size, "micro_batches": max(1, settings.micro_batches // world.size),
            "checkpointing": args.checkpoint_activations}
     if not (args.vae or args.weights):
         frames, batch = max(((f, b) for f, b, _ in settings.vae_phases), key=math.prod)
         stages["the autoencoder"] = memory.estimate_vae(
-            settings.model.vae, (min(frames, size[0]), *size[1:]), batch, ema=False,
-            parallel="ddp" if world.size > 1 else "none", **how)
+            settings.model.vae, (min(frames, size[0]), *size[1:]), batch, ema=False, **how)
+        stages["the autoencoder"]["weights of the transformer"] = memory.weights_of(DiT, dit)
     if args.only != "vae":
         stages["the transformer"] = memory.estimate_dit(
-            dit, tokens, 256 if settings.model.stored_text else 16, settings.dit_batch, tokens,
-            parallel=world.parallel, **how)
+            dit, tokens, 256 if settings.model.stored_text else 16, settings.dit_batch, tokens, **how)
+        stages["the transformer"]["weights of the autoencoder"] = memory.weights_of(
+            VideoVAE, settings.model.vae)
     limit = memory.device_memory(world.device)
     return "\n".join(f"memory to train {name}, estimated, for each process:\n{memory.table(stage, limit)}"
                      for name, stage in stages.items())

@@ -1,10 +1,12 @@
 """What test_parallel.py runs in one process and, under torchrun, in several.
 
     torchrun --nproc-per-node 2 tests/several_processes.py gradients OUT --parallel fsdp
+    torchrun --nproc-per-node 2 tests/several_processes.py memory OUT --parallel ddp
     torchrun --nproc-per-node 2 tests/several_processes.py train OUT --stop-after 5 --resume
 """
 
 import argparse
+import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +80,39 @@ def gradients(out, world):
     return found
 
 
+def memory(out, world):
+    """Bytes of bf16 weights that autograd keeps, of gradients before a step's last batch and after it, and
+    whether these lie in buckets: of the transformer in bf16, on rank 0, into a file."""
+    model = ToyModel(SMALL.model)
+    settings = replace(SMALL, precision="bf16", micro_batches=2 * world.size)
+    run = train_tiny.Run(out / "dit", model, settings, 0, "drawn", world.device, False, world=world)
+    run.start(["dit"], lambda model, *inputs: model.dit(*inputs).square().mean(), 0.0, 0.0)
+    inputs = torch.randn(1, 4, 2, 4, 4), torch.rand(1), torch.randn(1, 7, 20)
+    shapes, saved, gradients = {p.shape for p in model.dit.parameters() if p.ndim == 2}, {}, []
+
+    def keep(x):
+        if x.dtype == torch.bfloat16 and (x.shape in shapes or x.T.shape in shapes):
+            saved[x.untyped_storage().data_ptr()] = x.clone()
+        return x
+
+    for _ in run.micro_batches(0):
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = run.loss(*inputs)
+        run.backward(loss, {})
+        # FSDP2's parameters are two: a rank's part, and the whole one that a forward pass reads.
+        leaves = run.trained + [x for x in gc.get_objects() if type(x) is torch.nn.Parameter]
+        found = [p.grad for p in leaves if p.grad is not None]
+        found = [x.to_local() if hasattr(x, "to_local") else x for x in found]
+        gradients.append({x.data_ptr(): x for x in found if x.nbytes})
+    whole = sum(p.nbytes for p in model.dit.parameters())
+    before, after = (sum(x.nbytes for x in some.values()) / whole for some in gradients)
+    storages = {x.untyped_storage().data_ptr() for x in gradients[-1].values()}
+    if world.rank == 0:
+        torch.save({"copies": sum(x.nbytes for x in saved.values()), "before": before, "after": after,
+                    "storages": len(storages), "tensors": len(gradients[-1])}, out / "found.pt")
+
+
 def train(out, options, stop_after=None):
     """train_tiny.main on the small settings, saved every second step; stop after so many steps in all."""
     train_tiny.PRESETS["toy"] = SMALL
@@ -101,14 +136,14 @@ def train(out, options, stop_after=None):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
-    parser.add_argument("task", choices=["gradients", "train"])
+    parser.add_argument("task", choices=["gradients", "memory", "train"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--parallel")
     parser.add_argument("--stop-after", type=int)
     args, options = parser.parse_known_args()
-    if args.task == "gradients":
-        gradients(args.out, parallel.join(args.parallel, torch.device("cpu")))
-        parallel.leave()
+    if args.task == "train":
+        train(args.out, options + (["--parallel", args.parallel] if args.parallel else []), args.stop_after)
     else:
-        options += ["--parallel", args.parallel] if args.parallel else []
-        train(args.out, options, args.stop_after)
+        task = {"gradients": gradients, "memory": memory}[args.task]
+        task(args.out, parallel.join(args.parallel, torch.device("cpu")))
+        parallel.leave()

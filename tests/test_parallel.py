@@ -16,7 +16,7 @@ from several_processes import SMALL
 
 import train_tiny
 from minltx.data import MovingDigits, caption, draw_digits
-from minltx.workshop import parallel
+from minltx.workshop import memory, parallel
 from minltx.workshop.checkpoint import ToyModel, load_checkpoint
 
 CPU = parallel.World(torch.device("cpu"))
@@ -55,6 +55,18 @@ def test_several_processes_have_one_loss_and_one_gradient(alone, tmp_path, kind,
         assert found[terms] == {name: pytest.approx(x, rel=1e-8) for name, x in alone[terms].items()}
     assert found["vae share"] == 1                                   # FSDP cuts the transformer only
     assert found["dit share"] == 1 if kind == "ddp" else found["dit share"] < 1.1 / processes
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_what_a_process_holds_whole(tmp_path, kind):
+    """What minltx/workshop/memory.py says of it: under bf16 every process keeps copies of all weights, and
+    adds up its batches' gradients uncut. At last they lie in DDP's buckets, or are cut."""
+    torchrun(2, "memory", tmp_path, "--parallel", kind)
+    found, dit = torch.load(tmp_path / "found.pt"), ToyModel(SMALL.model).dit
+    first = dit.patchify_proj, dit.caption_projection[0], dit.time_embedder.linear_1
+    assert found["copies"] == memory.copies(dit, "bf16", but=first)
+    assert found["before"] == 1 and found["after"] == pytest.approx(1 if kind == "ddp" else 0.5, abs=0.05)
+    assert kind == "fsdp" or found["storages"] < found["tensors"] / 10
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,19 @@ are counted, operation by operation, from what autograd saves:
 | h before both norms, h behind them          | 4                        | 16                    | 16   |
 | the modulated h, a bf16 copy for each layer that reads it: q, k, v, feed-forward | 2 (4) | 8   | 8    |
 | h as the cross-attention's q reads it       | 1                        | 4                     | 2    |
-| q, k and the cross-attention's q before their norms, in float32 | 3    | 12                    | 12   |
+| q, k and the cross-attention's q before their norms | 3                | 12                    | 6    |
 | the same behind the norms                   | 3                        | 12                    | 6    |
 | q, k, v, attended; the other q, attended    | 6                        | 24                    | 12   |
 | the hidden layer before and behind GELU     | 8                        | 32                    | 16   |
 | what the two gates multiply                 | 2                        | 8                     | 4    |
-| together                                    | 29                       | 116                   | 76   |
+| together                                    | 29                       | 116                   | 70   |
 
 A ResBlock of the VAE keeps, for each of its two convolutions, the input of the norm, the input of SiLU, the
 padded input of the convolution, and if it is told t the normed input before it is scaled.
+
+In several processes the figures are those of parallel.py, which is simpler than FSDP2 could be. "fsdp-bf16"
+is what on_paper.py assumes instead: weights are gathered in bf16. The whole model from which FSDP's parts were
+cut waits in the host's memory, 4 bytes per parameter and process, and is not in the figures.
 
 Not in the figures: what the device's own libraries take (a CUDA context is about half a GiB), the workspaces
 of convolutions, communication buffers and the holes between tensors. Leave a tenth of the memory for them.
@@ -41,6 +45,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import minltx.vae
 from minltx.dit import DiT, DiTConfig
 from minltx.losses import LossConfig, vae_loss
 from minltx.vae import VAEConfig, VideoVAE
@@ -49,22 +54,22 @@ from minltx.workshop.flops import SINUSOIDS, grids, walk
 # --- Constants: bytes that are kept. Run with --measure whenever a forward pass has changed -----------------
 
 BYTES = {"float32": 4, "bf16": 2}
-BLOCK = {"float32": 116, "bf16": 76}            # per token and channel of a transformer's block: the table
-BLOCK_WORDS = {"float32": 16, "bf16": 10}       # per word and channel: k before, behind its norm, turned; v
+BLOCK = {"float32": 116, "bf16": 70}            # per token and channel of a transformer's block: the table
+BLOCK_WORDS = {"float32": 16, "bf16": 8}        # per word and channel: k before, behind its norm, scaled; v
 BLOCK_TIMES = 32                # per token and channel if every token has its own time: shifts, scales, gates
-NORMS, CAUSES = 5, 2                            # float32 statistics per token: norms; per head: attentions
+STATISTICS, CAUSES = 2, 2                       # float32 numbers per token: of a norm; per head: attentions
 HEAD = {"float32": 12, "bf16": 10}              # per token and channel: the last norm and proj_out
-TIMES = {"float32": 44, "bf16": 30}             # per time and channel: the embedder and the modulation itself
-ROPE = 8                                        # per token and channel, whatever the batch: cos and sin
+TIMES = {"float32": 20, "bf16": 12}             # per time and channel: the embedder, the last norm's scale
+ROPE = 4                                        # per token and channel, whatever the batch: cos beside sin
 HALF = {"float32": 8, "bf16": 8}                # per voxel and channel of half a ResBlock: norm and SiLU
 HALF_TOLD_T = {"float32": 12, "bf16": 12}       # the same in a decoder that is told t
 LOSSES = 14                                     # per number of the video: what `vae_loss` keeps
 MOMENTS = {"adamw": 8, "muon": 4}               # bytes per parameter: two float32 moments, or one
-LIVE_DIT = {"float32": 44, "bf16": 24}          # at the fullest moment of a pass without gradients, per token
+LIVE_DIT = {"float32": 36, "bf16": 18}          # at the fullest moment of a pass without gradients, per token
 LIVE_VAE = {"float32": 24, "bf16": 14}          # and channel; the same per voxel and channel of a ResBlock
 LIVE_PIXELS = {"float32": 9, "bf16": 4.5}       # the same per number of the video, at both ends of the VAE
 
-PARALLEL = ("none", "ddp", "fsdp")
+PARALLEL = ("none", "ddp", "fsdp", "fsdp-bf16")
 
 
 def check(precision, optimizer, parallel, ranks, **counts):
@@ -78,6 +83,8 @@ def check(precision, optimizer, parallel, ranks, **counts):
             raise ValueError(f"{name} is {count}: use 1 or more")
     if parallel == "none" and ranks > 1:
         raise ValueError(f"{ranks} ranks without a way to share the work: use parallel ddp or fsdp")
+    if parallel == "fsdp-bf16" and precision != "bf16":
+        raise ValueError("fsdp-bf16 gathers bf16 weights: use precision bf16, or parallel fsdp")
 
 
 def parameters(module):
@@ -97,26 +104,30 @@ def copies(module, precision, but=()):
 
 # --- What has the size of the parameters -------------------------------------------------------------------
 
-def states(module, blocks, precision, optimizer, ema, parallel, ranks):
+def states(module, blocks, precision, optimizer, ema, parallel, ranks, micro_batches=1):
     """Weights, gradients, optimiser and average -> dict of bytes on one rank.
 
-    The weights are float32 whatever the precision: under bf16 autocast makes copies of them. FSDP2 cuts all
-    that into `ranks` parts, and puts together one block at a time, weights and gradients, in the precision of
-    the work; what is in no block stays together. DDP keeps everything on each rank, and the gradients
-    once more in the buckets that it sends.
+    The weights are float32 whatever the precision: under bf16 autocast makes copies of them. DDP keeps
+    everything on each rank. Its gradients lie in the buckets that it sends; if a rank adds up those of
+    several micro-batches, they stand beside the buckets until the last. FSDP2 cuts everything into `ranks`
+    parts and puts together one block at a time, weights and gradients; what is in no block stays together.
+    Two things are not cut: autocast's copies, which autograd keeps, and gradients while they are added up.
+    "fsdp-bf16" has only the second.
     """
-    P, share = parameters(module), ranks if parallel == "fsdp" else 1
+    P, sharded = parameters(module), parallel.startswith("fsdp")
+    share, several = ranks if sharded else 1, micro_batches > 1
     items = {"weights": 4 * P / share, "gradients": 4 * P / share,
              f"optimiser ({optimizer})": MOMENTS[optimizer] * P / share,
              "averaged weights": 4 * P / share if ema else 0}
-    if parallel == "fsdp":
+    if sharded:
         sizes = [parameters(block) for block in blocks]
         together = max(sizes) + P - sum(sizes)
-        items["one block put together"] = 2 * BYTES[precision] * together
-    elif precision == "bf16":
+        items["one block put together"] = (4 if parallel == "fsdp-bf16" else 8) * together
+        items["gradients added up, not cut"] = 4 * P if several else 0
+    if parallel == "ddp" and ranks > 1:
+        items["buckets of DDP"] = 4 * P if several else 0
+    if parallel != "fsdp-bf16" and precision == "bf16":
         items["bf16 copies of the weights"] = copies(module, precision)
-    if parallel == "ddp":
-        items["buckets of DDP"] = 4 * P
     return {name: round(count) for name, count in items.items()}
 
 
@@ -125,7 +136,7 @@ def states(module, blocks, precision, optimizer, ema, parallel, ranks):
 def block_activations(config, tokens, words, times=1, precision="float32"):
     """What one transformer block keeps of one sample, in bytes."""
     D = config.width
-    statistics = 4 * (tokens * (NORMS + CAUSES * config.heads) + words)
+    statistics = 4 * (tokens * (5 * STATISTICS + CAUSES * config.heads) + words * STATISTICS)
     return (tokens * D * BLOCK[precision] + words * D * BLOCK_WORDS[precision] + times * D * BLOCK_TIMES
             + statistics)
 
@@ -134,12 +145,14 @@ def dit_activations(config, tokens, words, batch=1, times=1, precision="float32"
     """What the transformer keeps for the backward pass of one micro-batch, in bytes.
 
     words is the caption's length, padding included; times is 1, or `tokens` for a time per token. With
-    checkpointing a block keeps its input only, in float32, and one block at a time everything. This is for
-    the default "rms" norms and full attention; the other kinds are for comparisons, and differ somewhat.
+    checkpointing a block keeps its input only, in float32, beside the modulation that all blocks share, and
+    one block at a time everything. This is for the default "rms" norms and full attention; the other kinds
+    are for comparisons, and differ somewhat.
     """
     D, b = config.width, BYTES[precision]
     block = block_activations(config, tokens, words, times, precision)
-    blocks = config.depth * 4 * tokens * D + block if checkpointing else config.depth * block
+    inputs = config.depth * 4 * tokens * D + 6 * b * times * D
+    blocks = inputs + block if checkpointing else config.depth * block
     ends = (b * tokens * config.latent_channels + HEAD[precision] * tokens * D
             + b * words * (config.text_width + 3 * D) + times * (TIMES[precision] * D + b * SINUSOIDS))
     return batch * (blocks + ends) + ROPE * tokens * D
@@ -195,27 +208,36 @@ def vae_activations(config, size, batch=1, precision="float32", checkpointing=Fa
 # --- Estimates ---------------------------------------------------------------------------------------------
 
 def estimate_dit(config, tokens, words, batch=1, times=1, precision="float32", checkpointing=False,
-                 optimizer="adamw", ema=True, parallel="none", ranks=1):
-    """Training the transformer -> dict of bytes on one rank. batch is the micro-batch of one rank; precision
-    "float32", or "bf16" for autocast; parallel "none", "ddp" or "fsdp"; see `dit_activations` and `states`.
-    ValueError for settings that there are no figures for."""
-    check(precision, optimizer, parallel, ranks, tokens=tokens, words=words, batch=batch)
+                 optimizer="adamw", ema=True, parallel="none", ranks=1, micro_batches=1):
+    """Training the transformer -> dict of bytes on one rank. batch is the micro-batch of one rank, which adds
+    up the gradients of `micro_batches` of them; precision "float32", or "bf16" for autocast; parallel one of
+    PARALLEL; see `dit_activations` and `states`. ValueError for settings that there are no figures for."""
+    check(precision, optimizer, parallel, ranks, tokens=tokens, words=words, batch=batch,
+          micro_batches=micro_batches)
     with torch.device("meta"):
         dit = DiT(config)
     kept = dit_activations(config, tokens, words, batch, times, precision, checkpointing)
-    return {**states(dit, dit.blocks, precision, optimizer, ema, parallel, ranks), "activations": kept}
+    items = states(dit, dit.blocks, precision, optimizer, ema, parallel, ranks, micro_batches)
+    return {**items, "activations": kept}
 
 
 def estimate_vae(config, size, batch=1, precision="float32", checkpointing=False, optimizer="adamw",
-                 ema=False, parallel="none", ranks=1):
+                 ema=False, parallel="none", ranks=1, micro_batches=1):
     """The same for training the autoencoder on clips of (frames, height, width) pixels, without the networks
-    of the perceptual and the adversarial loss."""
-    check(precision, optimizer, parallel, ranks, batch=batch)
+    of the perceptual and the adversarial loss. FSDP2 leaves it to DDP, see parallel.py."""
+    check(precision, optimizer, parallel, ranks, batch=batch, micro_batches=micro_batches)
     with torch.device("meta"):
         vae = VideoVAE(config)
-    blocks = [*vae.encoder.down_blocks, *vae.decoder.up_blocks]
     kept = vae_activations(config, size, batch, precision, checkpointing)
-    return {**states(vae, blocks, precision, optimizer, ema, parallel, ranks), "activations": kept}
+    parallel = "none" if parallel == "none" else "ddp"
+    items = states(vae, (), precision, optimizer, ema, parallel, ranks, micro_batches)
+    return {**items, "activations": kept}
+
+
+def weights_of(network, config):
+    """The float32 weights of a network (DiT or VideoVAE) that is on the device and not trained, in bytes."""
+    with torch.device("meta"):
+        return 4 * parameters(network(config))
 
 
 def live_dit(config, tokens, batch=1, precision="float32"):
@@ -280,6 +302,18 @@ def table(estimate, limit=None):
 #
 # torch's FakeTensorMode runs the true code on tensors that have shapes and storages, and no contents: nothing
 # is computed or allocated, and what autograd would keep can be counted at any size.
+
+@contextmanager
+def without_contents():
+    """FakeTensorMode, without the VAE's own path for a lone clip on a CPU, which needs contents (and keeps as
+    much)."""
+    fast, minltx.vae.FAST_ON_CPU = minltx.vae.FAST_ON_CPU, False
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        minltx.vae.FAST_ON_CPU = fast
+
 
 def saved_bytes(module, work):
     """What autograd keeps of work() for its backward pass, in bytes, each storage once, the parameters of
@@ -348,7 +382,7 @@ def dit_and_inputs(config, grid, words, batch=1, per_token=False):
 def saved_by_dit(config, grid, words, batch=1, per_token=False, precision="float32"):
     """`saved_bytes` of the transformer's forward pass; the copies that autocast makes of the weights are in
     `states`, and taken off here (none is kept of a layer whose input needs no gradient)."""
-    with FakeTensorMode():
+    with without_contents():
         dit, inputs = dit_and_inputs(config, grid, words, batch, per_token)
         first = (dit.patchify_proj, dit.caption_projection[0], dit.time_embedder.linear_1)
         with autocast(precision):
@@ -357,7 +391,7 @@ def saved_by_dit(config, grid, words, batch=1, per_token=False, precision="float
 
 def saved_by_vae(config, size, batch=1, precision="float32"):
     """The same for encoding, decoding and the losses of the default `LossConfig`."""
-    with FakeTensorMode():
+    with without_contents():
         vae, video, t = VideoVAE(config), torch.randn(batch, 3, *size), torch.rand(batch)
 
         def work():
@@ -370,7 +404,7 @@ def saved_by_vae(config, size, batch=1, precision="float32"):
 
 def live_in_dit(config, grid, words, batch=1, precision="float32"):
     """The most that a pass without gradients holds at once, weights not counted."""
-    with FakeTensorMode(), torch.no_grad():
+    with without_contents(), torch.no_grad():
         with made_in(precision):
             dit, inputs = dit_and_inputs(config, grid, words, batch)
         with Live() as live:
@@ -380,7 +414,7 @@ def live_in_dit(config, grid, words, batch=1, precision="float32"):
 
 def live_in_vae(config, size, batch=1, precision="float32"):
     """The same for encoding and decoding, whichever is more."""
-    with FakeTensorMode(), torch.no_grad():
+    with without_contents(), torch.no_grad():
         with made_in(precision):
             vae, video, t = VideoVAE(config), torch.randn(batch, 3, *size), torch.rand(batch)
             latent = torch.randn(batch, *vae.latent_shape(*size))
@@ -432,13 +466,16 @@ def main(argv=None):
     add("--optimizer", choices=MOMENTS, default="adamw")
     add("--parallel", choices=PARALLEL, default="none")
     add("--ranks", type=int, default=1)
+    add("--micro-batches", type=int, default=1, help="of one rank, their gradients added up (default: "
+        "%(default)s)")
     add("--device", default="cpu", help="whose memory it has to fit (default: %(default)s)")
     add("--measure", action="store_true", help="compare the formulas with a run that has no contents")
     args = parser.parse_args(argv)
     if args.measure:
         return measure()
     training = {"batch": args.batch, "precision": args.precision, "checkpointing": args.checkpointing,
-                "optimizer": args.optimizer, "parallel": args.parallel, "ranks": args.ranks}
+                "optimizer": args.optimizer, "parallel": args.parallel, "ranks": args.ranks,
+                "micro_batches": args.micro_batches}
     try:
         tokens = math.prod(grids(VAEConfig(), args.size)[1])
         if args.stage == "dit":

@@ -172,7 +172,7 @@ def memory_of(kind, gpus, micro_batch):
     """Bytes on one rank in bf16, with AdamW and averaged weights, without activation checkpointing."""
     ranks = {"DDP": gpus, "FSDP2": gpus, "HSDP": PER_NODE}[kind]
     return sum(estimate_dit(DIT, TOKENS, WORDS, micro_batch, precision="bf16", ranks=ranks,
-                            parallel="ddp" if kind == "DDP" else "fsdp").values())
+                            parallel="ddp" if kind == "DDP" else "fsdp-bf16").values())
 
 
 # --- The page ----------------------------------------------------------------------------------------------
@@ -216,6 +216,32 @@ def step_table(a):
     return markdown([f"micro-batch {MICRO_BATCH}: {compute:.3f} s of compute", "strategy", "a GPU receives",
                      "communication", "step, in turn", "step, overlapped", "of it compute",
                      "hidden from micro-batch", "memory a GPU"], rows)
+
+
+def here_text():
+    """What parallel.py does otherwise, and what that costs."""
+    P, gpus = parameter_count(), GPUS[0]
+    here, lean = (estimate_dit(DIT, TOKENS, WORDS, MICRO_BATCH, precision="bf16", ranks=gpus,
+                               parallel=parallel) for parallel in ("fsdp", "fsdp-bf16"))
+    names = {"bf16 copies of the weights": "autocast's bf16 copies of all weights, {} GiB",
+             "one block put together": "a gathered block that is {} GiB larger"}
+    listed = "; ".join(shown.format(f"{(here[name] - lean.get(name, 0)) / 2**30:.1f}")
+                       for name, shown in names.items())
+    whole, less = (sum(items.values()) / 2**30 for items in (here, lean))
+    return "\n".join([
+        "[parallel.py](../minltx/workshop/parallel.py), which `train_tiny.py --parallel` uses, is simpler. "
+        "Its DDP is the one above, HSDP it has none, and its FSDP2 has no policy for mixed precision:",
+        "",
+        f"- **It sends** 12 bytes per parameter and step, since weights are gathered in float32: on {gpus} "
+        f"GPUs {12 * P * (gpus - 1) / gpus / 1e9:.1f} GB instead of "
+        f"{received_bytes('FSDP2', gpus) / 1e9:.1f}.",
+        f"- **It holds** more: {listed}. On {gpus} GPUs at micro-batch {MICRO_BATCH} that is {whole:.0f} GiB "
+        f"instead of {less:.0f}.",
+        f"- **It adds up** the gradients of several micro-batches uncut: {4 * P / 2**30:.1f} GiB more. DDP "
+        "holds as much more then, since its buckets wait.",
+        "",
+        "Activations are those of autocast in both cases; the policy would cast what passes between blocks "
+        "too, and keep somewhat less."])
 
 
 def batch_table(a):
@@ -327,7 +353,7 @@ def sampling_table(a):
 def tables(a):
     """Marker in the page -> Markdown."""
     return {"assumptions": assumptions_table(a), "clip": clip_table(a), "step": step_table(a),
-            "batch": batch_table(a), "run": run_table(a), "breaks": breaks_text(a),
+            "here": here_text(), "batch": batch_table(a), "run": run_table(a), "breaks": breaks_text(a),
             "sampling": sampling_table(a)}
 
 
