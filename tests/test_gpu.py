@@ -1,4 +1,4 @@
-"""What only a GPU can show: half precision, compiled blocks, attention kernels, training. Skipped without one.
+"""What only a GPU can show: half precision, compiled blocks, attention kernels, training. Skipped if none.
 
 The networks are small, and their widths are what the kernels want (heads of 64 channels).
 """
@@ -90,12 +90,15 @@ def test_compiled_blocks_equal_eager_ones(dtype, tolerance):
     assert apart(compiled, eager) < tolerance
 
 
-@pytest.mark.parametrize("name, mark", [("flash", "flash_attention"), ("cudnn", "cudnn_attention"),
-                                        ("efficient", "efficient_attention"), ("math", "attention_math")])
+@pytest.mark.parametrize("name, mark, compiled", [
+    ("flash", "flash_attention", False), ("cudnn", "cudnn_attention", False),
+    ("efficient", "efficient_attention", False), ("math", "attention_math", False),
+    ("flash", "flash_attention", True), ("cudnn", "cudnn_attention", True)])
 @torch.inference_mode()
-def test_the_kernel_that_was_asked_for_is_used(name, mark):
+def test_the_kernel_that_was_asked_for_is_used(name, mark, compiled):
     """In every block's self-attention; the caption's mask may send the other attention elsewhere."""
-    half = setup(dtype=torch.bfloat16)
+    torch._dynamo.reset()
+    half = setup(dtype=torch.bfloat16, compiled=compiled)
     dit, inputs = build_dit(half), token_inputs(half)
     with stopwatch.attention_by(name):
         used = stopwatch.attention_used(lambda: dit.forward_tokens(*inputs))

@@ -159,7 +159,8 @@ def size_from(text):
     """"41x512x512" -> (41, 512, 512)."""
     sides = text.split("x")
     if len(sides) != 3 or not all(side.isdecimal() for side in sides):
-        raise ValueError(f"the size {text!r} is not understood: write frames, height and width, as 41x512x512")
+        raise ValueError(f"the size {text!r} is not understood: write frames, height and width, "
+                         "as 41x512x512")
     return tuple(map(int, sides))
 
 
@@ -178,7 +179,7 @@ def options():
     add("--config", choices=PRESETS, default="toy", help="(default: %(default)s)")
     add("--size", metavar="FxHxW", help="pixels (default: the config's, one for each network)")
     add("--parts", default=",".join(PARTS), help="(default: %(default)s)")
-    add("--against", choices=["diffusers"], help="instead: dit, encode and decode beside the same in diffusers")
+    add("--against", choices=["diffusers"], help="instead: dit, encode, decode beside the same in diffusers")
     add("--device", help="cpu or cuda (default: cuda if there is one)")
     add("--dtype", choices=DTYPES, help="(default: the config's)")
     add("--steps", type=int, default=8, help="of the sampler (default: %(default)s)")

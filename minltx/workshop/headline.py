@@ -5,7 +5,7 @@
 
 Every item is a process of its own, so that it has the memory to itself and its failure is nobody else's. Its
 result is FOLDER/item.json, and an item that has one is passed over: delete the file to do it again. A failure
-is written there too, as "error"; all output is in FOLDER/item.log. summary.md is written anew after each item.
+is written there too, as "error"; all output is in FOLDER/item.log. summary.md is new after each item.
 """
 
 import json
@@ -129,7 +129,8 @@ def run(args, execute=execute):
 
 def summary(folder):
     """The items that are done, as Markdown."""
-    stored = {name: json.loads(path.read_text()) for name in ALL if (path := folder / f"{name}.json").exists()}
+    stored = {name: json.loads(path.read_text()) for name in ALL
+              if (path := folder / f"{name}.json").exists()}
     reports = {name: report for name, report in stored.items() if "parts" in report}
     lines = ["# Figures of one device", ""]
     if reports:
@@ -138,8 +139,8 @@ def summary(folder):
         copies = [report["bandwidth"] / 1e9 for report in reports.values()]
         lines += [f"Config {first['config']}, {first['dtype']}, DiT at {side(first['size']['dit'])}, VAE at "
                   f"{side(first['size']['vae'])}, {first['hardware']}. Random weights, seed {first['seed']}.",
-                  f"A large matrix product: {min(peaks):.3g} to {max(peaks):.3g} TFLOP/s from item to item; a "
-                  f"large copy: {min(copies):.3g} to {max(copies):.3g} GB/s. Medians. Sampling contains "
+                  f"A large matrix product: {min(peaks):.3g} to {max(peaks):.3g} TFLOP/s from item to item; "
+                  f"a large copy: {min(copies):.3g} to {max(copies):.3g} GB/s. Medians. Sampling contains "
                   "decoding and not the text encoder.", ""]
     lines += part_rows(reports) + pair_rows(reports)
     if TRAIN_TOY in stored and "minutes" in stored[TRAIN_TOY]:
@@ -169,8 +170,8 @@ def part_rows(reports):
             memory = "-" if row["peak_memory"] is None else f"{row['peak_memory'] / 2**30:.2f}"
             frames = "-" if row["frames_per_second"] is None else f"{row['frames_per_second']:.1f}"
             kernels = ", ".join(f"{kernel} x{count}" for kernel, count in row["attention"].items())
-            lines.append(f"| {name} | {part} | {row['seconds']:.4f} | {row['floor']:.4f} | {share} | {memory} "
-                         f"| {frames} | {kernels} | {row['note']} |")
+            lines.append(f"| {name} | {part} | {row['seconds']:.4f} | {row['floor']:.4f} | {share} "
+                         f"| {memory} | {frames} | {kernels} | {row['note']} |")
     head = ["| item | part | seconds | floor | of peak | GiB | frames/s | attention by | |",
             "|---|---|---|---|---|---|---|---|---|"]
     return [*head, *lines, ""] if lines else []

@@ -9,10 +9,11 @@ import os
 import statistics
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch._inductor.config as inductor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
@@ -145,17 +146,23 @@ def resident_bytes():
 
 # --- Attention --------------------------------------------------------------------------------------------
 
+@contextmanager
 def attention_by(name):
     """A context in which attention prefers this kernel; "auto" leaves the choice to torch. What the kernel
     cannot do (flash attention knows no mask, and the caption has one) goes to "efficient", else to "math"."""
     if name == "auto":
-        return nullcontext()
+        yield
+        return
     order = {"math": ["math"]}.get(name, [name, "efficient", "math"])
-    return sdpa_kernel([ATTENTIONS[kernel] for kernel in dict.fromkeys(order)], set_priority=True)
+    kernels = [ATTENTIONS[kernel] for kernel in dict.fromkeys(order)]
+    # The compiler's cache on disk does not know about this choice, and would return another one's code.
+    with sdpa_kernel(kernels, set_priority=True), inductor.patch(force_disable_caches=True):
+        yield
 
 
 def attention_used(work):
-    """Do work() once -> {name of an attention kernel: how often it was asked}, as torch's profiler saw it."""
+    """Do work() once -> {name of an attention kernel: how often it was asked}, as torch's profiler saw it.
+    What a compiler has taken to pieces, "math" for instance, has no name any more."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")      # or some versions of it talk on the terminal
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         work()
