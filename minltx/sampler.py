@@ -178,8 +178,10 @@ def sample_latent(dit, noise, schedule, text, null_text=None, guidance=Guidance(
         noisy = clean + condition_noise * t**2 * draw(z.shape[1:], generators, z.device)
         return torch.where(strength > 1 - 1e-6, noisy, z)
 
-    words, guided = dit.prepare(coordinates, *text), guidance.cfg > 1
+    guided = guidance.cfg > 1
     together = guided and len(z) * z.shape[1] <= FEW_TOKENS
+    if not together or guidance.stg > 0:
+        words = dit.prepare(coordinates, *text)
     if together:
         pairs = (pad_sequence([*null, *known], batch_first=True) for null, known in zip(null_text, text))
         both = dit.prepare(coordinates, *pairs)                                             # (2B, L, D)

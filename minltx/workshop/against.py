@@ -98,6 +98,8 @@ def compare(pair, setup, repeats):
     """A pair of works -> both medians in seconds, the median of the pairwise ratios minltx / diffusers, all
     with quartiles, and how far the outputs are apart."""
     ours, theirs = pair
+    # The first cosines of a process are now and then 1e-4 off on several threads (Intel's vector library).
+    ours(), theirs()
     figures = difference(ours(), theirs())
     times = stopwatch.in_turn(ours, theirs, stopwatch.timer(setup.device), repeats)
     for name, numbers in (("minltx", times[0]), ("diffusers", times[1]),

@@ -25,7 +25,8 @@ from minltx.sampler import Guidance, generate
 from minltx.text import CaptionEncoder, tokenize
 from minltx.vae import ResGroup, VAEConfig, VideoVAE
 from minltx.workshop import pictures
-from minltx.workshop.flops import decode_flops, dit_flops, encode_flops, linear, t5_flops, training_flops
+from minltx.workshop.flops import (decode_flops, dit_flops, dit_parts, encode_flops, linear, t5_flops,
+                                   training_flops)
 
 CAPTION = "a red 3 moving right and a blue 7 moving up"     # the toy's longest kind
 DECODE_T = 0.05
@@ -239,14 +240,16 @@ def sample_part(setup):
     """From noise to video, decoding included; the caption's encoder is not."""
     p, dit, vae = setup.preset, build_dit(setup), build_vae(setup)
     grid, words, nothing = latent_grid(setup, p.dit_size), words_for(setup), words_for(setup)
-    tokens, passes = math.prod(grid), setup.steps * (2 if setup.guidance > 1 else 1)
+    tokens, captions = math.prod(grid), 2 if setup.guidance > 1 else 1
+    passes, projection = captions * setup.steps, dit_parts(p.dit, tokens, p.words)["caption projection"]
+    a_step = dit_flops(p.dit, tokens, p.words) - projection                 # captions are projected once
     schedule = linear_quadratic_schedule(setup.steps)
     latent, video = tokens * p.dit.latent_channels, 3 * math.prod(p.dit_size)
     a_pass = size_in_bytes(dit, *words) + 2 * latent * setup.dtype.itemsize
     guidance = f"guidance {setup.guidance:g}" if setup.guidance > 1 else "no guidance"
     return Part("sampling", lambda: generate(vae, dit, words, nothing, [setup.seed], p.dit_size, schedule,
                                              Guidance(setup.guidance), p.fps),
-                passes * dit_flops(p.dit, tokens, p.words) + decode_flops(p.vae, p.dit_size),
+                passes * a_step + captions * projection + decode_flops(p.vae, p.dit_size),
                 passes * a_pass + size_in_bytes(vae.decoder) + (latent + video) * setup.dtype.itemsize,
                 tokens, p.dit_size[0],
                 note=f"{setup.steps} steps, {guidance}, with decoding, without the text encoder")

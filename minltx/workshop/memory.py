@@ -25,8 +25,8 @@ A ResBlock of the VAE keeps, for each of its two convolutions, the input of the 
 padded input of the convolution, and if it is told t the normed input before it is scaled.
 
 In several processes the figures are those of parallel.py, which is simpler than FSDP2 could be. "fsdp-bf16"
-is what on_paper.py assumes instead: weights are gathered in bf16. The whole model from which FSDP's parts were
-cut waits in the host's memory, 4 bytes per parameter and process, and is not in the figures.
+is what on_paper.py assumes instead: weights are gathered in bf16. The whole model from which FSDP's parts
+were cut waits in the host's memory, 4 bytes per parameter and process, and is not in the figures.
 
 Not in the figures: what the device's own libraries take (a CUDA context is about half a GiB), the workspaces
 of convolutions, communication buffers and the holes between tensors. Leave a tenth of the memory for them.
@@ -45,6 +45,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import minltx.layers
 import minltx.vae
 from minltx.dit import DiT, DiTConfig
 from minltx.losses import LossConfig, vae_loss
@@ -305,14 +306,15 @@ def table(estimate, limit=None):
 
 @contextmanager
 def without_contents():
-    """FakeTensorMode, without the VAE's own path for a lone clip on a CPU, which needs contents (and keeps as
-    much)."""
-    fast, minltx.vae.FAST_ON_CPU = minltx.vae.FAST_ON_CPU, False
+    """FakeTensorMode, without a CPU's own paths for a lone clip and for linear layers, which need contents
+    (and keep as much)."""
+    kept = minltx.vae.FAST_ON_CPU, minltx.layers.FUSED
+    minltx.vae.FAST_ON_CPU = minltx.layers.FUSED = False
     try:
         with FakeTensorMode():
             yield
     finally:
-        minltx.vae.FAST_ON_CPU = fast
+        minltx.vae.FAST_ON_CPU, minltx.layers.FUSED = kept
 
 
 def saved_bytes(module, work):
