@@ -107,6 +107,14 @@ def test_lines_are_short_enough_to_read():
     assert len(files) > 20 and long == []
 
 
+PLAIN = train_tiny.Settings(ModelConfig(DataConfig(), VAEConfig(), DiTConfig()))
+
+
+def as_stored(settings):
+    """Settings as a report keeps them."""
+    return json.loads(json.dumps(asdict(settings)))
+
+
 def filled(stored, defaults):
     """Stored settings, and for every field that came later its default, which must change nothing
     (test_switches.py holds the reported toy's first step to that)."""
@@ -122,9 +130,8 @@ def test_the_rows_are_of_the_present_settings(name, monkeypatch):
     report = json.loads((tables.RESULTS / f"{name}.json").read_text())
     monkeypatch.setattr(train_tiny, "train", lambda args, command: args)
     args = train_tiny.main(shlex.split(report["command"])[2:])
-    settings = json.loads(json.dumps(asdict(train_tiny.settings_of(args))))
-    plain = train_tiny.Settings(ModelConfig(DataConfig(), VAEConfig(), DiTConfig()))
-    assert settings == filled(report["settings"], json.loads(json.dumps(asdict(plain))))
+    settings = as_stored(train_tiny.settings_of(args))
+    assert settings == filled(report["settings"], as_stored(PLAIN))
     assert report["seed"] == args.seed == 0 and report["dit"] is None or (
         report["dit"]["steps"], report["dit"]["guidance"]) == (STEPS, GUIDANCE)
 
@@ -153,7 +160,7 @@ def test_the_claims_are_recounted_from_their_reports(tmp_path):
     for where, (_, _, stage, changes, seed) in runs.items():
         report = json.loads((folder / where / "report.json").read_text())
         settings = switches.settings_for(changes, stage, report["budget"] / report["step_cost"])
-        assert json.loads(json.dumps(asdict(settings))) == report["settings"] and report["seed"] == seed
+        assert as_stored(settings) == filled(report["settings"], as_stored(PLAIN)) and report["seed"] == seed
 
 
 def test_conditions_do_what_they_promise():

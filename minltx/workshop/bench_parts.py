@@ -21,7 +21,7 @@ import train_tiny
 from minltx.dit import DiT, DiTConfig, flatten_latent
 from minltx.flow import linear_quadratic_schedule
 from minltx.rope import latent_coordinates
-from minltx.sampler import Guidance, generate
+from minltx.sampler import FEW_TOKENS, Guidance, generate
 from minltx.text import CaptionEncoder, tokenize
 from minltx.vae import ResGroup, VAEConfig, VideoVAE
 from minltx.workshop import pictures
@@ -241,15 +241,18 @@ def sample_part(setup):
     p, dit, vae = setup.preset, build_dit(setup), build_vae(setup)
     grid, words, nothing = latent_grid(setup, p.dit_size), words_for(setup), words_for(setup)
     tokens, captions = math.prod(grid), 2 if setup.guidance > 1 else 1
-    passes, projection = captions * setup.steps, dit_parts(p.dit, tokens, p.words)["caption projection"]
-    a_step = dit_flops(p.dit, tokens, p.words) - projection                 # captions are projected once
+    passes, parts = captions * setup.steps, dit_parts(p.dit, tokens, p.words)
+    # Captions are projected once; the time is embedded once a step where both captions go in one batch.
+    once, together = parts["caption projection"], captions == 2 and tokens <= FEW_TOKENS
+    operations = passes * (sum(parts.values()) - once) + captions * once
+    operations -= setup.steps * parts["time"] if together else 0
     schedule = linear_quadratic_schedule(setup.steps)
     latent, video = tokens * p.dit.latent_channels, 3 * math.prod(p.dit_size)
     a_pass = size_in_bytes(dit, *words) + 2 * latent * setup.dtype.itemsize
     guidance = f"guidance {setup.guidance:g}" if setup.guidance > 1 else "no guidance"
     return Part("sampling", lambda: generate(vae, dit, words, nothing, [setup.seed], p.dit_size, schedule,
                                              Guidance(setup.guidance), p.fps),
-                passes * a_step + captions * projection + decode_flops(p.vae, p.dit_size),
+                operations + decode_flops(p.vae, p.dit_size),
                 passes * a_pass + size_in_bytes(vae.decoder) + (latent + video) * setup.dtype.itemsize,
                 tokens, p.dit_size[0],
                 note=f"{setup.steps} steps, {guidance}, with decoding, without the text encoder")
