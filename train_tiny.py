@@ -553,6 +553,8 @@ def train(args, command):
     if args.prompts < 1 or not 0 <= args.seed < 2**32:
         raise ValueError("--prompts must be at least 1, and --seed from 0 to 4294967295")
     settings = settings_of(args)
+    if settings.micro_batches < 1 or not 0 <= settings.token_drop < 1:
+        raise ValueError("--micro-batches must be at least 1, and --token-drop from 0 to below 1")
     if settings.model.data.digits == 0 and not args.clips:
         raise ValueError(f"the preset {args.preset} learns from your clips: give --clips FOLDER, and --text "
                          "with the embeddings of their captions")

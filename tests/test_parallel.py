@@ -201,3 +201,13 @@ def test_what_cannot_be_shared_is_told_with_its_fix(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="use --micro-batches 4 or a multiple of it"):
         train_tiny.Run(tmp_path, ToyModel(SMALL.model), SMALL, 0, "drawn", torch.device("cpu"), False,
                        world=replace(CPU, size=4))
+
+
+@pytest.mark.parametrize("option, value, says", [("--micro-batches", "0", "at least 1"),
+                                                 ("--token-drop", "1.0", "below 1"),
+                                                 ("--clips", "nowhere", "there is no folder nowhere"),
+                                                 ("--parallel", "fsdp", "start them with torchrun")])
+def test_options_that_cannot_be_are_told_before_anything_is_written(tmp_path, capsys, option, value, says):
+    with pytest.raises(SystemExit) as stop:
+        train_tiny.main(["--out", str(tmp_path / "out"), option, value])
+    assert stop.value.code == 2 and says in capsys.readouterr().err and not (tmp_path / "out").exists()
