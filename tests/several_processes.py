@@ -115,8 +115,8 @@ def memory(out, world):
 
 def train(out, options, stop_after=None):
     """train_tiny.main on the small settings, saved every second step; stop after so many steps in all."""
-    train_tiny.PRESETS["toy"] = SMALL
     init, original, steps = train_tiny.Run.__init__, train_tiny.Run.update, []
+    toy, judge = train_tiny.PRESETS["toy"], train_tiny.metrics.train_classifier
 
     def update(self, rate):
         if len(steps) == stop_after:
@@ -126,11 +126,13 @@ def train(out, options, stop_after=None):
 
     train_tiny.Run.__init__ = lambda self, *args, **more: init(self, *args, **{**more, "save_every": 2})
     train_tiny.Run.update = update
+    train_tiny.PRESETS["toy"] = SMALL
     train_tiny.metrics.train_classifier = lambda data, seed: train_tiny.metrics.DigitClassifier().eval()
     try:
         return train_tiny.main(["--out", str(out), "--prompts", "2", *options])
     finally:
         train_tiny.Run.__init__, train_tiny.Run.update = init, original
+        train_tiny.PRESETS["toy"], train_tiny.metrics.train_classifier = toy, judge
 
 
 if __name__ == "__main__":
