@@ -1,12 +1,12 @@
-"""What the VAE is trained on, and how the terms add up (SPEC 8).
+"""What the VAE is trained on, and how the terms add up (paper, section 2.1; SPEC 8).
 
-A wavelet loss makes the network answer for edges and motion, which a pixel loss forgives; the KL term keeps
-the latents in a range where noise means something; a perceptual loss compares what a frozen network sees.
-Unusual is the *reconstruction* GAN: its discriminator is shown the original and the reconstruction together,
-in random order, and says patch by patch which is which. That is an easier question than "is this one real?",
-and an answer about this very clip. One term is ours, not the paper's: what minimises an error paints the
-uncertain too faint, and in a video motion is the uncertain part. Retrained VAEs of this kind are known to
-freeze. `motion` asks every clip for as much energy in its frame differences as the original has.
+The wavelet loss penalises errors in edges and motion that a pixel loss barely sees. The KL term keeps the
+latents in a range where adding noise means something. A perceptual loss compares the features of a frozen
+network. Unusual is the *reconstruction* GAN: its discriminator sees the original and the reconstruction
+together, in random order, and says patch by patch which one is the original. That is easier than deciding
+whether one video is real, and the answer is about this very clip. One term is ours, not the paper's. Where
+motion is uncertain, squared error prefers the average, which moves too little, and retrained VAEs of this
+kind have ended with still videos. `motion` compares how large the frame differences of a clip are.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from minltx.patchify import space_to_depth
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms; 0 leaves a term out. `foreground` is the extra weight of bright pixels in the
-    pixel term; the caller may anneal it. `gan` is what the adversarial term asks, see `Discriminator`."""
+    """Weights of the terms; 0 leaves a term out. The defaults are the toy's. `foreground` is the extra weight
+    of bright pixels in the pixel term; the training loop lowers it to 0 over the first half."""
 
     pixel: float = 1.0
     dwt: float = 0.1
@@ -30,15 +30,23 @@ class LossConfig:
     kl: float = 1e-4
     perceptual: float = 0.0
     adversarial: float = 0.0
-    gan: str = "reconstruction"
     foreground: float = 0.0
+
+
+@dataclass(frozen=True)
+class Critics:
+    """The networks that two of the terms need: `perceptual`, a function (output, video) -> scalar, and a
+    `discriminator` (SPEC 8). None where the term's weight is 0."""
+
+    perceptual: object = None
+    discriminator: nn.Module | None = None
 
 
 def haar_dwt(x):
     """The 3-D Haar transform, one level: (B, C, F, H, W) -> (B, 8*C, ceil(F/2), H/2, W/2), orthonormal.
 
-    Channel order (c, t, y, x), each low before high. An odd number of frames repeats the first one, as the
-    encoder does. Eight sub-bands: low or high in time, rows and columns (SPEC 8; the family is our choice).
+    Eight sub-bands, low or high in time, rows and columns, in channel order (c, t, y, x). An odd number of
+    frames repeats the first one, as the encoder does. (SPEC 8; the wavelet family is our choice.)
     """
     if x.shape[2] % 2:
         x = torch.cat([x[:, :, :1], x], dim=2)
@@ -46,13 +54,13 @@ def haar_dwt(x):
     for axis in (2, 3, 4):
         a, b = x.unbind(axis)
         x = torch.stack([a + b, a - b], dim=axis) / 2**0.5
-    return x.flatten(1, 4)
+    return x.flatten(1, 4)                                                            # (B, 8C, F/2, H/2, W/2)
 
 
 def motion_amplitude(video):
     """Root mean square of the frame differences of every clip: (B, C, F, H, W) -> (B,).
 
-    The 1e-4 that a still image gets keeps the root's gradient finite."""
+    The added 1e-8 keeps the gradient of the root finite for a still image."""
     differences = video[:, :, 1:] - video[:, :, :-1]
     return (differences.square().sum(dim=(1, 2, 3, 4)) / max(1, differences[0].numel()) + 1e-8).sqrt()
 
@@ -63,73 +71,62 @@ def kl_divergence(mean, logvar):
 
 
 def feature_distance(features, output, video):
-    """Mean squared difference of what a frozen network sees in two videos, its features scaled to length 1.
+    """Mean squared difference of a frozen network's features, each scaled to length 1 over its channels.
 
-    features maps a video to a list of (n, C, h, w), one a layer, as LPIPS does without its learned weights.
+    features maps a video to a list of (n, C, h, w), one per layer: LPIPS without its learned weights.
     """
     return sum((F.normalize(a) - F.normalize(b)).square().sum(1).mean()
                for a, b in zip(features(output), features(video), strict=True))
 
 
-class Discriminator(nn.Sequential):
-    """Videos (B, 3 or 6, F, H, W) -> one logit per patch of 4x4 pixels, (B, 1, F, H/4, W/4).
+class Discriminator(nn.Module):
+    """The reconstruction GAN's: it sees both videos as one pair of 6 channels, patch by patch of 4x4 pixels.
 
-    gan = "reconstruction": it gets a pair, and a positive logit says "the first is the original". gan =
-    "ordinary": it gets one video, and a positive logit says "this is an original".
+    Inputs: video and output (B, 3, F, H, W); first, (B,) booleans, True where the original is the first of
+    its pair. Returns the score of the *correct* answer (B, 1, F, H/4, W/4): above 0, it is right.
     """
 
-    def __init__(self, gan, width=32):
-        if gan not in ("reconstruction", "ordinary"):
-            raise ValueError(f"unknown kind of GAN {gan!r}: use reconstruction or ordinary")
-        super().__init__(
-            nn.Conv3d(6 if gan == "reconstruction" else 3, width, (3, 4, 4), (1, 2, 2), padding=1),
-            nn.LeakyReLU(0.2), nn.Conv3d(width, 2 * width, (3, 4, 4), (1, 2, 2), padding=1),
-            nn.LeakyReLU(0.2), nn.Conv3d(2 * width, 1, 3, padding=1))
-        self.pairs = gan == "reconstruction"
+    def __init__(self, width=32, channels=6):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv3d(channels, width, (3, 4, 4), (1, 2, 2), padding=1), nn.LeakyReLU(0.2),
+            nn.Conv3d(width, 2 * width, (3, 4, 4), (1, 2, 2), padding=1), nn.LeakyReLU(0.2),
+            nn.Conv3d(2 * width, 1, 3, padding=1))
 
-
-def margins(judge, pairs, video, output, first):
-    """How firmly the judge is right, patch by patch: positive right, 0 undecided, negative wrong.
-
-    judge is a `Discriminator` (or a frozen copy) and `pairs` what it is shown. first (B,) of booleans: where
-    the original comes first in its pair.
-    """
-    if not pairs:
-        return torch.cat([judge(video), -judge(output)])
-    first = first[:, None, None, None, None]
-    logit = judge(torch.cat([torch.where(first, video, output), torch.where(first, output, video)], dim=1))
-    return torch.where(first, logit, -logit)
+    def forward(self, video, output, first):
+        first = first[:, None, None, None, None]
+        pair = torch.cat([torch.where(first, video, output), torch.where(first, output, video)], dim=1)
+        says_first = self.layers(pair)                                                   # (B, 1, F, H/4, W/4)
+        return torch.where(first, says_first, -says_first)
 
 
 def discriminator_loss(discriminator, video, output, first):
-    """What the discriminator pays: -log of the probability that it is right; log 2 at chance. The VAE is not
-    asked to change."""
-    return F.softplus(-margins(discriminator, discriminator.pairs, video, output.detach(), first)).mean()
+    """The discriminator's loss: -log of the probability that it is right; log 2 at chance. No gradient
+    reaches the VAE."""
+    return F.softplus(-discriminator(video, output.detach(), first)).mean()
 
 
 def adversarial_loss(discriminator, video, output, first):
-    """What the VAE pays: -log of the probability that the discriminator is wrong; log 2 at chance. The
-    discriminator's parameters stand still and get no gradient."""
+    """The VAE's loss: -log of the probability that the discriminator is wrong; log 2 at chance. No gradient
+    reaches the discriminator's parameters."""
     frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
-    return F.softplus(margins(lambda x: functional_call(discriminator, frozen, (x,)), discriminator.pairs,
-                              video, output, first)).mean()
+    return F.softplus(functional_call(discriminator, frozen, (video, output, first))).mean()
 
 
-def vae_loss(video, output, mean, logvar, config, perceptual=None, discriminator=None, first=None):
-    """The sum of all terms and each by name (before its weight), as (loss, dict of scalars).
+def vae_loss(video, output, posterior, config, critics=Critics(), first=None):
+    """The weighted sum of all terms, and each term by name before its weight: (loss, dict of scalars).
 
-    video and output (B, 3, F, H, W) in [-1, 1]; mean and logvar as `VideoVAE.encode` gives them. With a
-    foreground weight of w, a pixel of brightness b in [0, 1] counts 1 + w*b times in the pixel term.
-    perceptual(output, video) -> scalar, and a discriminator with `first`, are needed where their terms have a
-    weight.
+    video and output (B, 3, F, H, W) in [-1, 1]; posterior is (mean, logvar) as `VideoVAE.encode` returns it.
+    With a foreground weight of w, a pixel of brightness b in [0, 1] counts 1 + w*b times in the pixel term.
+    critics, and `first` (see `Discriminator`), are needed where their terms have a weight.
     """
     weight = 1 + config.foreground * (video.amax(dim=1, keepdim=True) + 1) / 2            # (B, 1, F, H, W)
     terms = {"pixel": (weight * (output - video).square()).mean(),
              "dwt": (haar_dwt(output) - haar_dwt(video)).abs().mean(),
              "motion": (motion_amplitude(output) - motion_amplitude(video)).square().mean(),
-             "kl": kl_divergence(mean, logvar)}
+             "kl": kl_divergence(*posterior)}
     if config.perceptual:
-        terms["perceptual"] = perceptual(output, video)
+        terms["perceptual"] = critics.perceptual(output, video)
     if config.adversarial:
-        terms["adversarial"] = adversarial_loss(discriminator, video, output, first)
+        terms["adversarial"] = adversarial_loss(critics.discriminator, video, output, first)
     return sum(getattr(config, name) * term for name, term in terms.items()), terms

@@ -1,9 +1,10 @@
-"""Trade space and time for channels, and back: all that changes resolution in LTX-Video 0.9.5 is this.
+"""Trade space and time for channels, and back: only these four functions change resolution in LTX-Video.
 
-Unusual for a video VAE: the 4x4 patchify that others put in front of the transformer stands in front of the
-*encoder*, so a latent voxel already is a token (SPEC 1.2). The layers inside the VAE resample with
-the same move in three dimensions. Mind the two channel orders: patches count (channel, column, row), the
-inner shuffles (channel, frame, row, column).
+Unusual for a video VAE: other models cut the latent into patches before the transformer. Here the pixels are
+cut into patches before the *encoder*. So each voxel of the latent (one position in the grid of frames, rows
+and columns) is one token of the transformer (SPEC 1.2). The layers inside the VAE change resolution in the
+same way, in three dimensions. The two channel orders differ, as in the released model: patches count
+(channel, column, row), the inner layers (channel, frame, row, column).
 """
 
 
@@ -11,8 +12,8 @@ def patchify(video, patch):
     """Fold every patch x patch square of pixels into channels.
 
     video (B, C, F, H, W) -> (B, C*patch*patch, F, H/patch, W/patch); the channel of (c, row r, column q) in a
-    patch is c*patch*patch + q*patch + r: the column is the slow index (SPEC 1.2). H and W must be multiples
-    of patch, else ValueError.
+    patch is c*patch*patch + q*patch + r: the column is the slow index (SPEC 1.2). Raises ValueError if H or W
+    is not a multiple of patch.
     """
     B, C, F, H, W = video.shape
     if H % patch or W % patch:
@@ -25,15 +26,16 @@ def patchify(video, patch):
 def unpatchify(x, patch):
     """The exact inverse of `patchify`: (B, C*patch*patch, F, H/patch, W/patch) -> (B, C, F, H, W)."""
     B, C, F, H, W = x.shape
-    x = x.reshape(B, C // patch**2, patch, patch, F, H, W)            # (B, C/pp, column, row, F, H/p, W/p)
-    x = x.permute(0, 1, 4, 5, 3, 6, 2)                                # (B, C/pp, F, H/p, row, W/p, column)
+    x = x.reshape(B, C // patch**2, patch, patch, F, H, W)            # (B, C/p^2, column, row, F, H/p, W/p)
+    x = x.permute(0, 1, 4, 5, 3, 6, 2)                                # (B, C/p^2, F, H/p, row, W/p, column)
     return x.reshape(B, C // patch**2, F, H * patch, W * patch)
 
 
 def space_to_depth(x, stride):
-    """Fold every (frames, rows, columns) = stride box of x into channels, the channel order (c, t, y, x).
+    """Fold every box of stride = (frames, rows, columns) voxels into channels, in the order (c, t, y, x).
 
-    x (B, C, F, H, W) -> (B, C*st*sy*sx, F/st, H/sy, W/sx). ValueError if a stride does not divide (SPEC 1.7).
+    x (B, C, F, H, W) -> (B, C*st*sy*sx, F/st, H/sy, W/sx), see SPEC 1.7. Raises ValueError if a stride does
+    not divide.
     """
     B, C, F, H, W = x.shape
     st, sy, sx = stride
@@ -48,6 +50,6 @@ def depth_to_space(x, stride):
     """Exact inverse of `space_to_depth`: (B, C*st*sy*sx, f, h, w) -> (B, C, f*st, h*sy, w*sx) (SPEC 1.6)."""
     B, C, f, h, w = x.shape
     st, sy, sx = stride
-    x = x.reshape(B, C // (st * sy * sx), st, sy, sx, f, h, w)        # (B, C/P, t, y, x, f, h, w)
-    x = x.permute(0, 1, 5, 2, 6, 3, 7, 4)                             # (B, C/P, f, t, h, y, w, x)
+    x = x.reshape(B, C // (st * sy * sx), st, sy, sx, f, h, w)        # (B, C/box, t, y, x, f, h, w)
+    x = x.permute(0, 1, 5, 2, 6, 3, 7, 4)                             # (B, C/box, f, t, h, y, w, x)
     return x.reshape(B, C // (st * sy * sx), f * st, h * sy, w * sx)

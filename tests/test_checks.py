@@ -3,20 +3,22 @@
 import pytest
 import torch
 
-from minltx.workshop.checks import CHECKS, Wrong, check, judge
+from minltx import flow, layers, losses, patchify, rope, sampler, vae
+from minltx.ablation import verdicts
+from minltx.course.checks import CHECKS, Wrong, check, judge
 
 
-def test_there_are_enough():
+def test_every_question_knows_at_least_three_mistakes():
     assert all(len(c.mistakes) >= 3 and c.points > 0 for c in CHECKS.values())
-    assert sum(len(c.mistakes) for c in CHECKS.values()) >= 60
+    assert sum(len(c.mistakes) for c in CHECKS.values()) >= 128
     assert {task[:2] for task in CHECKS} == {"A1", "A2", "A3", "A4", "A5"}
 
 
 @pytest.mark.parametrize("task", CHECKS)
-def test_the_reference_is_right_and_a_stub_is_not(task, capsys):
+def test_the_packages_function_is_correct_and_a_stub_is_not(task, capsys):
     c = CHECKS[task]
     check(task, c.reference)
-    assert f"right, {c.points} point" in capsys.readouterr().out
+    assert f"correct, {c.points} point" in capsys.readouterr().out
 
     def stub(*arguments):
         raise NotImplementedError(task)
@@ -41,7 +43,27 @@ def test_unexpected_answers_are_described():
     assert "expected a tensor, got int" in judge("A1.2", lambda x0, noise: 3)
     assert "not finite" in judge("A1.2", lambda x0, noise: (noise - x0) / 0)
     assert judge("A2.2", lambda frames: frames) == "expected 2, got 9"
-    assert "is there a return" in judge("A1.2", lambda x0, noise: None)
+    assert "is the return missing" in judge("A1.2", lambda x0, noise: None)
+
+
+def test_functions_that_the_package_has_are_its_own():
+    """A question's name means the same in the assignment and in the chapters."""
+    chapters = {name: f for m in (flow, layers, losses, patchify, rope, sampler, vae)
+                for name, f in vars(m).items() if callable(f)}
+    own = {task for task, c in CHECKS.items() if c.name not in chapters}
+    assert own == {"A2.2", "A2.3", "A2.6", "A3.1", "A3.2", "A3.5", "A3.6", "A4.3", "A5.1"}
+    for task in CHECKS.keys() - own:
+        assert CHECKS[task].reference is chapters[CHECKS[task].name], task
+
+
+def test_clear_means_the_same_as_in_the_ablations():
+    for seed in range(50):
+        a, b = (torch.randn(2, 3, generator=torch.Generator().manual_seed(seed)) / 2).tolist()
+        a = [x + seed % 3 for x in a]
+        found = verdicts.compare(a, b)
+        mean, spread, clear = CHECKS["A5.1"].reference(a, b)
+        assert mean == pytest.approx(found["difference"]) and clear == found["clear"]
+        assert spread == pytest.approx(found["difference_spread"])
 
 
 def test_rounding_is_forgiven():

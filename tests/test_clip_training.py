@@ -1,6 +1,7 @@
-"""train_tiny.py on a folder of clips: the bad ones are named first, the good ones train every stage; text and
-latents that were made before are the same numbers; released weights go on learning."""
+"""Training on a folder of clips: bad clips are listed first, good ones train both stages; stored text and
+latents are the same numbers; released weights can be trained further."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -9,12 +10,17 @@ import torch
 from PIL import Image
 from several_processes import SMALL
 
-import train_tiny
-from minltx.data import MovingDigits, caption, draw_digits
-from minltx.workshop.checkpoint import load_checkpoint
-from minltx.workshop.clips import read_clip
+from minltx.caption_files import captions_in
+from minltx.evaluation import metrics, report
+from minltx.toy.data import MovingDigits, caption, draw_digits, load_digits
+from minltx.toy.model import load_checkpoint
+from minltx.training import __main__ as training
+from minltx.training import latents, loops
+from minltx.training.settings import FULL, PRESETS
+from minltx.video.clips import read_clip
 
-HERE = replace(SMALL, micro_batches=1, bank=24)
+DIGITS = functools.cache(load_digits)       # drawn once for all tests
+HERE = replace(SMALL, micro_batches=1, latents=24)
 
 
 @pytest.fixture()
@@ -39,26 +45,27 @@ def folder(tmp_path):
 
 
 def run(out, *options):
-    return train_tiny.main(["--out", str(out), "--prompts", "3", *map(str, options)])
+    return training.main(["--out", str(out), "--prompts", "3", *map(str, options)])
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setitem(train_tiny.PRESETS, "toy", HERE)
-    monkeypatch.setattr(train_tiny.metrics, "train_classifier",
-                        lambda data, seed: train_tiny.metrics.DigitClassifier().eval())
+    monkeypatch.setitem(PRESETS, "toy", HERE)
+    monkeypatch.setattr(report, "train_classifier", lambda data, seed: metrics.DigitClassifier().eval())
+    monkeypatch.setattr(training, "load_digits", DIGITS)
+    monkeypatch.setattr(report, "save_curves", lambda path, panels: path.touch())
 
 
 def test_a_folder_of_gifs_and_stills_trains_the_toy(folder, tmp_path, capsys):
-    report = run(tmp_path / "out", "--clips", folder, "--token-drop", "0.2")
+    result = run(tmp_path / "out", "--clips", folder, "--token-drop", "0.2")
     said = capsys.readouterr().out
     begin = said.index("vae 1/")
     for name, reason in (("05.gif", "has no caption"), ("06.gif", "ends before its last frame"),
-                         ("16.gif", "8 frames cannot be coded: use 4k+1, for instance 5 or 9")):
+                         ("16.gif", "8 frames cannot be encoded: use 4k+1, such as 5 or 9")):
         assert 0 <= said.index(name) < begin and said.index(reason) < begin
     assert said.index("memory to train the transformer") < begin
-    assert report["digits"] == str(folder) and report["settings"]["token_drop"] == 0.2
-    losses = dict(report["history"]["dit loss"])
+    assert result["digits"] == str(folder) and result["settings"]["token_drop"] == 0.2
+    losses = dict(result["history"]["dit loss"])
     assert len(losses) == HERE.dit_steps and all(0 < x < 10 for x in losses.values())
     model, _ = load_checkpoint(tmp_path / "out" / "model.pt")
     assert (model.config.data.frames, model.config.data.size, model.config.data.digits) == (9, (32, 32), 0)
@@ -71,13 +78,14 @@ def test_what_is_learned_is_what_is_in_the_files(folder, tmp_path, monkeypatch):
     """Every clip of a batch of the first stage is a clip of the folder, cut to the phase's frames."""
     stored = [read_clip(p)[0].float() / 127.5 - 1 for p in sorted(folder.glob("*.gif")) if p.stem != "06"]
     stored += [read_clip(p)[0].float() / 127.5 - 1 for p in sorted(folder.glob("*.png"))]
-    seen, original = [], train_tiny.vae_step
+    seen, original = [], loops.short_clips
 
-    def spy(vae, video, *args):
+    def spy(*args):
+        video = original(*args)
         seen.extend(video)
-        return original(vae, video, *args)
+        return video
 
-    monkeypatch.setattr(train_tiny, "vae_step", spy)
+    monkeypatch.setattr(loops, "short_clips", spy)
     run(tmp_path / "out", "--clips", folder, "--only", "vae")
     assert {clip.shape[1] for clip in seen} == {1, 9}
     for clip in seen:
@@ -87,21 +95,22 @@ def test_what_is_learned_is_what_is_in_the_files(folder, tmp_path, monkeypatch):
 
 
 def test_buckets_are_trained_in_turn(folder, tmp_path):
-    report = run(tmp_path / "out", "--clips", folder, "--buckets", "5x40x24,1x48x48")
+    result = run(tmp_path / "out", "--clips", folder, "--buckets", "5x40x24,1x48x48")
     model, _ = load_checkpoint(tmp_path / "out" / "model.pt")
     assert model.config.data.size == (40, 24) and model.config.data.frames == 5
-    assert report["vae"]["clips"] > 0
+    assert result["vae"]["clips"] > 0
 
 
 def test_latents_are_kept_and_taken_again(folder, tmp_path, monkeypatch, capsys):
     """With the file nothing is encoded again, and the run is the same; another autoencoder refuses it."""
-    file, calls, original = tmp_path / "latents.pt", [], train_tiny.encode_bank
+    file, calls, original = tmp_path / "latents.pt", [], latents.encode_clips
 
-    def counted(vae, data, *args):
+    def counted(vae, data, *args, **how):
         calls.append(data)
-        return original(vae, data, *args)
+        return original(vae, data, *args, **how)
 
-    monkeypatch.setattr(train_tiny, "encode_bank", counted)
+    monkeypatch.setattr(latents, "encode_clips", counted)
+    monkeypatch.setattr(loops, "encode_clips", counted)
     plain = run(tmp_path / "plain", "--clips", folder)
     encoded = len(calls)
     first = run(tmp_path / "first", "--clips", folder, "--latents", file)
@@ -120,14 +129,13 @@ def test_latents_are_kept_and_taken_again(folder, tmp_path, monkeypatch, capsys)
 def test_embeddings_that_were_made_before_take_the_encoders_place(folder, tmp_path, capsys):
     pytest.importorskip("safetensors")
     from minltx.pretrained.t5 import save_embeddings
-    from minltx.workshop.clips import captions_in
     captions = ["", *captions_in(folder)]
     text = torch.randn(len(captions), 6, HERE.model.dit.text_width)
     save_embeddings(tmp_path / "all.safetensors", captions, text, torch.ones(len(captions), 6))
-    report = run(tmp_path / "out", "--clips", folder, "--text", tmp_path / "all.safetensors")
-    assert report["parameters"]["text"] == 0 and report["settings"]["model"]["stored_text"]
+    result = run(tmp_path / "out", "--clips", folder, "--text", tmp_path / "all.safetensors")
+    assert result["parameters"]["text"] == 0 and result["settings"]["model"]["stored_text"]
     model, _ = load_checkpoint(tmp_path / "out" / "model.pt")
-    model.text.read(tmp_path / "all.safetensors", HERE.model.dit.text_width)
+    model.text.fill(text, torch.ones(len(captions), 6), captions)
     assert torch.equal(model.embed(captions[2:4])[0], text[2:4])
     save_embeddings(tmp_path / "few.safetensors", captions[:-1], text[:-1], torch.ones(len(captions) - 1, 6))
     run(tmp_path / "fewer", "--clips", folder, "--text", tmp_path / "few.safetensors", "--only", "vae")
@@ -146,12 +154,11 @@ def test_released_weights_go_on_learning(folder, tmp_path, monkeypatch, capsys):
 
     from minltx.pretrained import load_pretrained, save_pretrained
     from minltx.pretrained.t5 import save_embeddings
-    from minltx.workshop.clips import captions_in
     model, file, words = release("0.9.5"), tmp_path / "release.safetensors", tmp_path / "words.safetensors"
     save_pretrained(model, file)
-    shape = replace(train_tiny.FULL.model, vae=model.vae.config, dit=model.dit.config)
-    monkeypatch.setitem(train_tiny.PRESETS, "2b", replace(
-        train_tiny.FULL, model=shape, bank=6, dit_steps=3, dit_adam_lr=1e-2, precision="float32"))
+    shape = replace(FULL.model, vae=model.vae.config, dit=model.dit.config)
+    monkeypatch.setitem(PRESETS, "2b", replace(
+        FULL, model=shape, latents=6, dit_steps=3, dit_adam_lr=1e-2, precision="float32"))
     captions = ["", *captions_in(folder)]
     save_embeddings(words, captions, torch.randn(len(captions), 6, 32), torch.ones(len(captions), 6))
     run(tmp_path / "out", "--preset", "2b", "--clips", folder, "--text", words, "--weights", file,

@@ -1,4 +1,4 @@
-"""Folders of clips: read as they play, checked before training, parted for good, drawn by the generator."""
+"""Folders of clips: read as they play, checked before training, held out for good, drawn by the generator."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from minltx.text import tokenize
+from minltx.caption_files import captions_in
+from minltx.toy.captions import tokenize
+from minltx.training.settings import TOY
 from minltx.vae import VideoVAE
-from minltx.workshop import clips
-from minltx.workshop.clips import Bucket, check_folder, choose_bucket, open_folder, parse_buckets, read_clip
-from minltx.workshop.pictures import save_mp4
-from train_tiny import TOY
+from minltx.video import clips
+from minltx.video.clips import Bucket, check_folder, choose_bucket, open_folder, parse_buckets, read_clip
+from minltx.video.files import load_clip, save_mp4, save_video
 
 VAE = VideoVAE(TOY.model.vae)      # clips have 4k+1 frames, sides are multiples of 8
 
@@ -23,7 +24,7 @@ def rng(seed=0):
 
 
 def pages(count, height=16, width=16, first=0):
-    """Grey frames, each one level brighter than the last: `level` tells which one a pixel is of."""
+    """Grey frames, each five levels brighter than the last, so that a pixel shows which frame it is from."""
     return [Image.new("RGB", (width, height), (first + 5 * i,) * 3) for i in range(count)]
 
 
@@ -85,7 +86,7 @@ def test_a_still_is_one_frame_at_any_rate(tmp_path, ending):
         assert video.shape == (3, 1, 16, 16) and (video == 100).all()
 
 
-def test_what_is_transparent_is_black_and_a_turned_photo_stands_upright(tmp_path):
+def test_transparent_pixels_are_black_and_a_rotated_photo_is_upright(tmp_path):
     Image.new("RGBA", (8, 8), (255, 200, 100, 0)).save(tmp_path / "x.png")
     assert (read_clip(tmp_path / "x.png")[0] == 0).all()
     exif = Image.Exif()
@@ -106,7 +107,7 @@ def test_a_truncated_picture_or_gif_is_never_read_as_a_shorter_one(tmp_path, end
             video, _ = read_clip(path)
         except ValueError as error:
             assert "cannot be read to its end" in str(error) and str(path) in str(error)
-        else:                                          # all that lacks is a checksum, after the last pixel
+        else:                                          # only a checksum is missing, after the last pixel
             assert torch.equal(video, whole) and cut >= len(raw) - 20
 
 
@@ -142,7 +143,7 @@ def test_a_truncated_mp4_is_never_read_as_a_shorter_one(tmp_path):
             read_clip(tmp_path / "y.mp4")
 
 
-def test_a_phone_video_that_is_stored_lying_down_stands_upright(tmp_path):
+def test_a_phone_video_that_is_stored_rotated_is_read_upright(tmp_path):
     pytest.importorskip("av")
     page = Image.new("RGB", (64, 32))
     page.paste((255, 255, 255), (0, 0, 32, 32))                            # the left half is white
@@ -160,10 +161,38 @@ def test_a_phone_video_that_is_stored_lying_down_stands_upright(tmp_path):
     assert (video[:, :, :28] > 200).all() and (video[:, :, 36:] < 50).all()  # left has become top
 
 
+@pytest.mark.parametrize("ending", ["gif", "png", "jpg", "mp4"])
+def test_a_given_file_is_read_as_a_training_clip_is(tmp_path, ending):
+    """`load_clip`, which reads what is given to sample.py, and `read_clip` see the same pixels."""
+    path, generator = tmp_path / f"x.{ending}", np.random.default_rng(0)
+    frames = [Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)) for _ in range(3)]
+    if ending == "mp4":
+        pytest.importorskip("av")
+        save_mp4(path, frames, 16)
+    else:
+        write(path, frames)
+    video, _ = read_clip(path, size=(16, 16))
+    given = load_clip(path, 16, 16)
+    assert given.shape == (1, 3, *video.shape[1:])
+    assert torch.equal(((given[0] + 1) * 127.5).round().byte(), video)
+
+
+def test_an_npz_gives_its_first_video_back(tmp_path):
+    video = torch.rand(2, 3, 5, 8, 16) * 2 - 1
+    save_video(tmp_path / "x.npz", video, ["one", "two"])
+    assert (load_clip(tmp_path / "x.npz", 8, 16) - video[:1]).abs().max() <= 0.5 / 127.5 + 1e-6
+    with np.load(tmp_path / "x.npz") as stored:
+        assert stored["prompts"].tolist() == ["one", "two"] and stored["frames"].shape == (2, 5, 8, 16, 3)
+    (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:-40])
+    with pytest.raises(ValueError, match="cannot read .*x.npz"):
+        load_clip(tmp_path / "x.npz", 8, 16)
+
+
 def test_without_av_an_mp4_asks_for_it(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     (tmp_path / "x.mp4").write_bytes(b"")
-    for call in (lambda: read_clip(tmp_path / "x.mp4"), lambda: check_folder(tmp_path, VAE, 16)):
+    for call in (lambda: read_clip(tmp_path / "x.mp4"), lambda: check_folder(tmp_path, VAE, 16),
+                 lambda: load_clip(tmp_path / "x.mp4", 8, 8)):
         with pytest.raises(ValueError, match="pip install av"):
             call()
 
@@ -176,7 +205,7 @@ def test_buckets_are_written_as_they_are_read():
     assert buckets == (Bucket(17, 32, 32), Bucket(9, 48, 32), Bucket(1, 64, 64))
     assert ",".join(map(str, buckets)) == text
     for wrong in ("", "17x32", "17x32x32,", "17x32x0", "-17x32x32", "17x32x32x3", "9x٣x8"):
-        with pytest.raises(ValueError, match="FRAMESxHEIGHTxWIDTH"):
+        with pytest.raises(ValueError, match="write frames x height x width, such as 17x32x32"):
             parse_buckets(wrong)
 
 
@@ -193,7 +222,7 @@ def test_a_clip_goes_to_the_bucket_that_loses_least_of_it(shape, chosen):
     assert choose_bucket(*shape, buckets[::-1]) == choose_bucket(*shape, buckets)
 
 
-def test_no_bucket_for_what_is_shorter_than_all():
+def test_a_clip_shorter_than_all_buckets_gets_none():
     assert choose_bucket(8, 32, 32, parse_buckets("9x32x32,17x32x32")) is None
 
 
@@ -213,7 +242,7 @@ def test_a_clip_is_scaled_to_cover_and_cut_to_the_middle(tmp_path):
     video, _ = data.batch(1, rng())
     middle = torch.tensor([0.0, 0.0, 200.0])[:, None, None] / 127.5 - 1
     assert video.shape == (1, 3, 1, 16, 16)
-    assert (video[0, :, 0, :, 2:14] - middle).abs().max() < 1e-6           # but for the edge's two pixels
+    assert (video[0, :, 0, :, 2:14] - middle).abs().max() < 1e-6     # except the two pixels at each edge
     pixels = torch.arange(16 * 32 * 3).reshape(16, 32, 3).byte()           # no scaling: the same pixels
     write(tmp_path / "x.png", [Image.fromarray(pixels.numpy())], text="noise")
     (data,), _, _ = open_folder(tmp_path, VAE, 16, parse_buckets("1x8x32"))
@@ -251,7 +280,7 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, capsys):
     (folder / "dangling.gif").symlink_to(folder / "nothing.gif")
     write(folder / "secret.png", pages(1))
     (folder / "secret.txt").symlink_to(tmp_path / "outside.txt")
-    for name in ("notes.md", ".hidden.png", "table.csv"):                 # none of our business
+    for name in ("notes.md", ".hidden.png", "table.csv"):                 # ignored
         (folder / name).write_text("?")
     (folder / "folder.gif").mkdir()
     lines = [{"file_name": "inner/also_good.png", "text": "a blue 3"},
@@ -263,34 +292,35 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, capsys):
     text = "\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines)
     (folder / "metadata.jsonl").write_text(text + "\n\n")
 
-    good, bad = check_folder(folder, VAE, 16, words=lambda caption: tokenize([caption]))
+    good, bad = check_folder(folder, VAE, 16, check_caption=lambda caption: tokenize([caption]))
     assert [(str(c.path.relative_to(folder)), c.caption, str(c.bucket)) for c in good] == [
         ("both_fine.png", "a red 7", "1x16x16"), ("good.gif", "a red 7 moving left", "5x16x16"),
         ("inner/also_good.png", "a blue 3", "1x16x16")]
-    outside = "is no relative path inside the folder"
+    outside = "must lie inside the folder, and so must its caption file"
     expected = [
-        ("alone.txt", "is the caption of no clip"), ("bitmap.png", "cannot be read to its end"),
-        ("deep.png", "cannot be read to its end (ValueError: it has more than 8 bits a colour)"),
+        ("alone.txt", "is a caption without a clip"), ("bitmap.png", "cannot be read to its end"),
+        ("deep.png", "cannot be read to its end (ValueError: it has more than 8 bits per colour)"),
         ("cut.gif", "cannot be read to its end"),
-        ("dangling.gif", "is not there"), ("empty.png", "has an empty caption"),
-        ("foreign.jpg", "cannot be read to its end"), ("gone.gif", "is not there"),
+        ("dangling.gif", "does not exist"), ("empty.png", "has an empty caption"),
+        ("foreign.jpg", "cannot be read to its end"), ("gone.gif", "does not exist"),
         ("high.png", "is 1x20x16 at 16 fps, and a height of 20 is not a multiple of 8: use 16 or 24"),
-        ("latin.png", "has a caption that is no text in UTF-8"), ("link.png", outside),
-        ("long.gif", "is 7x16x16 at 16 fps, and 7 frames cannot be coded: use 4k+1, for instance 5 or 9"),
+        ("latin.png", "has a caption that is not text in UTF-8"), ("link.png", outside),
+        ("long.gif", "is 7x16x16 at 16 fps, and 7 frames cannot be encoded: use 4k+1, such as 5 or 9"),
         ("no_caption.png", "has no caption: write it into no_caption.txt"), ("secret.png", outside),
         ("wide.png", "is 1x16x5 at 16 fps, and a width of 5 is not a multiple of 8: use 8 or 16"),
         ("words.png", "unknown word 'purple'"),
         ("../outside.png", outside), (str(folder / "good.gif"), outside),
-        ("notes.md", "is none of"), (".", "is none of"), ("metadata.jsonl line 7", "names both_fine.png a")]
-    expected += [(f"metadata.jsonl line {n}", "is not of the form") for n in (3, 4, 5, 6)]
+        ("notes.md", "does not end in"), (".", "does not end in"),
+        ("metadata.jsonl line 7", "names both_fine.png a")]
+    expected += [(f"metadata.jsonl line {n}", "is not of this form") for n in (3, 4, 5, 6)]
     assert [name for name, _ in bad] == sorted(name for name, _ in expected)
     for (name, reason), (_, start) in zip(bad, sorted(expected)):
         assert reason.startswith(start), name
     assert all(":" in reason for _, reason in bad)                         # each says what to do
 
-    open_folder(folder, VAE, 16, words=lambda caption: tokenize([caption]))
+    open_folder(folder, VAE, 16, check_caption=lambda caption: tokenize([caption]))
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].endswith(f"3 clips, and {len(bad)} files or lines that are left out:")
+    assert printed[0].endswith(f"3 clips; {len(bad)} files or lines are skipped:")
     assert printed[1:] == [f"  {name} {reason}" for name, reason in bad]
 
 
@@ -314,7 +344,7 @@ def test_a_clip_shorter_than_every_bucket_is_bad(tmp_path):
                              "add a bucket of at most 4 frames")]
 
 
-def test_metadata_and_text_files_say_the_same(tmp_path):
+def test_metadata_and_text_files_give_the_same(tmp_path):
     texts, table = tmp_path / "texts", tmp_path / "table"
     for folder in (texts, table):
         folder.mkdir()
@@ -332,6 +362,20 @@ def test_metadata_and_text_files_say_the_same(tmp_path):
         assert torch.equal(video, same) and captions == equal
     (table / "0.txt").write_text("another")                                # metadata.jsonl comes first
     assert check_folder(table, VAE, 16)[0][0].caption == "clip number 0"
+
+
+def test_captions_of_a_folder_are_read_without_opening_a_clip(tmp_path):
+    for i, text in enumerate(["b", "a", " a\n", ""]):
+        (tmp_path / f"{i}.mp4").write_bytes(b"")
+        (tmp_path / f"{i}.txt").write_text(text)
+    (tmp_path / "4.gif").write_bytes(b"")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.mp4", "text": "c"}\n{not json\n')
+    assert captions_in(tmp_path) == ["a", "c"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no caption in .*: write x.txt next to x.mp4"):
+        captions_in(tmp_path / "empty")
+    with pytest.raises(ValueError, match="no folder"):
+        captions_in(tmp_path / "nowhere")
 
 
 # --- Batches ----------------------------------------------------------------------------------------------
@@ -360,7 +404,7 @@ def test_batches_follow_the_generator_in_clips_and_in_time(tmp_path):
 
 
 @pytest.mark.parametrize("count, held", [(25, [9, 19]), (9, [8]), (2, [1]), (1, [])])
-def test_what_is_held_out_is_never_trained_on(tmp_path, count, held):
+def test_held_out_clips_are_never_trained_on(tmp_path, count, held):
     many(tmp_path, count, frames=5)
     training, held_out, _ = open_folder(tmp_path, VAE, 16)
     seen = set(training[0].batch(40 * count, rng())[1])
@@ -382,7 +426,7 @@ def test_shapes_do_not_mix_and_long_ones_come_first(tmp_path):
     assert [d.config.frames for d in held_out] == [1]
 
 
-def test_what_memory_does_not_hold_gives_the_same_batch(tmp_path, monkeypatch):
+def test_clips_that_do_not_fit_into_memory_give_the_same_batch(tmp_path, monkeypatch):
     many(tmp_path, 4)
     reads = []
     read = clips.read_clip
@@ -393,7 +437,7 @@ def test_what_memory_does_not_hold_gives_the_same_batch(tmp_path, monkeypatch):
         (data,), _, _ = open_folder(tmp_path, VAE, 16, limit=limit)
         for clip in data.clips:
             for _ in range(4):
-                data.shelf.take(clip, 16)
+                data.cache.take(clip, 16)
         assert len(reads) == expected
         batches.append(data.batch(8, rng()))
     for video, captions in batches:

@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minltx.data import COLOURS, DIRECTIONS, EVERYTHING, DataConfig, MovingDigits, Thing, draw_digits, render
-from minltx.workshop import metrics, mnist
+from minltx.evaluation import metrics
+from minltx.toy import mnist
+from minltx.toy.data import (ALL_DIGITS, COLOURS, DIRECTIONS, DataConfig, MovingDigit, MovingDigits, describe,
+                             draw_digits, render, rng)
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +29,30 @@ def test_same_seed_same_clips_other_seed_others(digits):
     assert torch.equal(draw_digits(20, 3)[0], draw_digits(20, 3)[0])
 
 
+def test_every_step_of_every_stage_has_random_numbers_of_its_own():
+    drawn = {tuple(torch.rand(4, generator=rng(seed, stage, step)).tolist())
+             for seed in range(3) for stage in range(4) for step in (0, 1, 2, 1000)}
+    assert len(drawn) == 3 * 4 * 4
+    assert torch.equal(torch.rand(4, generator=rng(1, 2, 3)), torch.rand(4, generator=rng(1, 2, 3)))
+
+
+def test_captions_and_shapes():
+    scene = [MovingDigit(7, "red", "left"), MovingDigit(3, "blue", "up")]
+    assert describe(scene) == "a red 7 moving left and a blue 3 moving up"
+    assert describe(scene, still=True) == "a red 7 and a blue 3"
+    assert describe("a lighthouse in a storm", still=True) == "a lighthouse in a storm"    # of a user's clip
+    assert DataConfig().clip_shape == (17, 32, 32)
+    assert DataConfig(frames=9, size=(48, 64)).clip_shape == (9, 48, 64)
+
+
 def test_training_and_held_out_never_overlap():
     train, held_out = draw_digits(6000, 0)[0].flatten(1), draw_digits(1000, 1)[0].flatten(1)
     assert torch.cdist(held_out, train).min() > 0.05
-    held = [x for x in EVERYTHING if x.held_out]
-    assert len(EVERYTHING) == 240 and len(held) == 40
-    for words in (range(10), COLOURS, DIRECTIONS):            # every word is shown in training, and asked for
+    held = [x for x in ALL_DIGITS if x.held_out]
+    assert len(ALL_DIGITS) == 240 and len(held) == 40
+    for words in (range(10), COLOURS, DIRECTIONS):         # every word occurs in training and held out
         field = {0: "digit", "red": "colour", "left": "direction"}[next(iter(words))]
-        shown = {getattr(x, field) for x in set(EVERYTHING) - set(held)}
+        shown = {getattr(x, field) for x in set(ALL_DIGITS) - set(held)}
         assert {getattr(x, field) for x in held} == shown == set(words)
 
 
@@ -48,10 +66,11 @@ def test_training_clips_show_no_held_out_combination(digits):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_digits_move_as_told_and_stay_inside(digits, direction):
+def test_digits_move_as_captioned_and_stay_inside(digits, direction):
     config = DataConfig()
     data = MovingDigits(*digits, config)
-    video = data.clips([[Thing(d, "red", direction)] for d in range(10)], torch.Generator().manual_seed(0))
+    scenes = [[MovingDigit(d, "red", direction)] for d in range(10)]
+    video = data.clips(scenes, torch.Generator().manual_seed(0))
     track, mass = metrics.centres(metrics.brightness(video))
     moved = track[:, -1] - track[:, 0]
     dx, dy = DIRECTIONS[direction]
@@ -63,7 +82,7 @@ def test_digits_move_as_told_and_stay_inside(digits, direction):
     assert (video[:, 1:] == -1).all()                               # red is red
 
 
-def test_render_puts_a_sprite_where_it_is_told():
+def test_render_puts_a_sprite_at_its_centre():
     sprite = torch.rand(4, 4)
     video = render(sprite[None, None], torch.tensor([[[1.0, 0.0, 1.0]]]), torch.tensor([[[[5.0, 3.0]]]]), 8)
     expected = torch.full((3, 8, 8), -1.0)
@@ -85,7 +104,7 @@ def test_a_set_without_all_ten_digits_is_refused(digits):
         MovingDigits(images[rest], labels[rest], DataConfig())
 
 
-def test_what_would_leave_the_frame_is_refused(digits):
+def test_digits_that_would_leave_the_frame_are_refused(digits):
     with pytest.raises(ValueError, match="lower speed"):
         MovingDigits(*digits, replace(DataConfig(), speed=(10.0, 30.0)))
 

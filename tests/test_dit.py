@@ -1,12 +1,12 @@
-"""The transformer: full attention, one time or a time per token, and a quiet start."""
+"""The transformer: full attention, one time or a time per token, and a velocity of zero at the start."""
 
 import pytest
 import torch
 
-from minltx.data import Thing, caption
+from minltx.toy.data import MovingDigit, caption
 from minltx.dit import DiT, DiTConfig, flatten_latent, unflatten_tokens
-from minltx.layers import Attention, timestep_embedding
-from minltx.text import CaptionEncoder, tokenize
+from minltx.layers import Attention, modulate, rms_norm, timestep_embedding
+from minltx.toy.captions import CaptionEncoder, tokenize
 
 TINY = DiTConfig(latent_channels=4, width=48, depth=2, heads=4, text_width=32, stride=(8, 8, 8),
                  max_position=(2.0, 64.0, 64.0), theta=100.0)
@@ -93,6 +93,43 @@ def test_attention_equals_softmax_written_out():
     torch.testing.assert_close(layer(x, mask=mask), layer.to_out(slow), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 8e-3),
+                                              (torch.float64, 1e-13)])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_rms_norm_is_its_formula(dtype, tolerance, size):
+    x = (torch.randn(3, 7, 64, dtype=torch.float64) * size).to(dtype)
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    normed = rms_norm(x)
+    assert normed.dtype == dtype
+    torch.testing.assert_close(normed.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_modulation_scales_then_shifts():
+    x, shift, scale = torch.randn(2, 5, 6), torch.randn(2, 1, 6), torch.randn(2, 5, 6)
+    out = modulate(x, shift, scale)
+    for b in range(2):
+        for n in range(5):
+            torch.testing.assert_close(out[b, n], x[b, n] + scale[b, n] * x[b, n] + shift[b, 0])
+
+
+@torch.no_grad()
+def test_a_block_is_the_figure_of_the_paper_written_out():
+    """Self-attention and feed-forward between modulation and gate; the caption attended to without either."""
+    torch.manual_seed(0)
+    block, h, text = randomised().blocks[0], torch.randn(2, 6, 48), torch.randn(2, 3, 48)
+    modulation, turn = torch.randn(2, 1, 6, 48), lambda x: x.flip(-1)
+    parts = block.scale_shift_table + modulation[:, 0]                                    # (B, 6, D)
+    norm = lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    wanted = h.clone()
+    for b in range(2):
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = parts[b]
+        x = wanted[b : b + 1]
+        x = x + gate * block.attn1(norm(x) * (1 + scale) + shift, rotate=turn)
+        x = x + block.attn2(x, text[b : b + 1])
+        wanted[b] = (x + gate_ff * block.ff(norm(x) * (1 + scale_ff) + shift_ff))[0]
+    torch.testing.assert_close(block(h, modulation, turn, text), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_tokens_run_frame_by_frame_row_by_row():
     latent = torch.arange(2 * 3 * 2 * 4).reshape(1, 2, 3, 2, 4)
     tokens = flatten_latent(latent)
@@ -112,8 +149,9 @@ def test_timestep_embedding_has_the_golden_values(t, golden):
 def test_words():
     ids, mask = tokenize(["A red 7, moving left.", ""])
     assert ids.shape == (2, 5) and mask.tolist() == [[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
-    assert caption([Thing(7, "red", "left")]) == "a red 7 moving left"
-    assert caption([Thing(7, "red", "left"), Thing(3, "blue", "up")], still=True) == "a red 7 and a blue 3"
+    assert caption([MovingDigit(7, "red", "left")]) == "a red 7 moving left"
+    scene = [MovingDigit(7, "red", "left"), MovingDigit(3, "blue", "up")]
+    assert caption(scene, still=True) == "a red 7 and a blue 3"
     with pytest.raises(ValueError, match="unknown word 'purple'.*magenta"):
         tokenize(["a purple 7 moving left"])
     with pytest.raises(ValueError, match="at most 16"):

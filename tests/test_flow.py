@@ -7,7 +7,7 @@ import torch
 
 from minltx.flow import (flow_loss, interpolate, linear_quadratic_schedule, predict_x0, sample_t,
                          schedule_from, shift_mu, shifted_schedule, velocity)
-from minltx.sampler import euler, guide, seeded_noise
+from minltx.sampler import classifier_free_guidance, euler, seeded_noise
 
 
 @pytest.mark.parametrize("shape", [(5, 2), (5, 3, 2, 4, 4)])
@@ -37,7 +37,7 @@ def test_euler_converges_on_a_curved_field_at_first_order():
     assert 1.9 < errors[0] / errors[1] < 2.1
 
 
-def test_given_tokens_do_not_move_and_are_told_their_own_time():
+def test_given_tokens_do_not_move_and_have_their_own_time():
     z, seen = torch.randn(2, 3, 4), []
     strength = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1)
 
@@ -58,9 +58,9 @@ def test_stochastic_steps_go_to_the_end_of_the_path_and_back_up():
     x0, z, fresh = torch.randn(3, 2, 5, 4)
     schedule = torch.tensor([1.0, 0.6, 0.0])
     exact = lambda z, t: (z - x0) / t.view(-1, 1, 1)
-    half = euler(exact, z, schedule[:2], renoise=lambda z: fresh)
+    half = euler(exact, z, schedule[:2], stochastic_noise=lambda z: fresh)
     torch.testing.assert_close(half, 0.4 * x0 + 0.6 * fresh)
-    torch.testing.assert_close(euler(exact, z, schedule, renoise=lambda z: fresh), x0)
+    torch.testing.assert_close(euler(exact, z, schedule, stochastic_noise=lambda z: fresh), x0)
 
 
 @pytest.mark.parametrize("steps, golden", [
@@ -89,10 +89,10 @@ def test_the_rest_of_a_schedule():
         torch.testing.assert_close(schedule_from(schedule, t), torch.tensor(rest))
 
 
-def test_guidance_of_one_is_none():
+def test_a_guidance_of_one_is_the_captions_velocity():
     a, b = torch.randn(2, 3, 4)
-    torch.testing.assert_close(guide(a, b, 1.0), b)
-    torch.testing.assert_close(guide(a, b, 3.0), a + 3 * (b - a))
+    torch.testing.assert_close(classifier_free_guidance(a, b, 1.0), b)
+    torch.testing.assert_close(classifier_free_guidance(a, b, 3.0), a + 3 * (b - a))
 
 
 @pytest.mark.parametrize("steps, tokens, golden", [

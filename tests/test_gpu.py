@@ -1,6 +1,6 @@
-"""What only a GPU can show: half precision, compiled blocks, attention kernels, training. Skipped if none.
+"""What only a GPU can show: half precision, compiled blocks, attention kernels, training. Skipped elsewhere.
 
-The networks are small, and their widths are what the kernels want (heads of 64 channels).
+The networks are small, and their widths are those that the kernels need (heads of 64 channels).
 """
 
 from dataclasses import replace
@@ -8,21 +8,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minltx.dit import DiTConfig
-from minltx.vae import VAEConfig
-from minltx.workshop import bench_parts, stopwatch
-from minltx.workshop.bench_parts import PRESETS, Setup, build_dit, build_vae, clip, token_inputs, train_part
+from minltx.bench import parts, timing
+from minltx.bench.parts import PRESETS, Setup, build, clip, token_inputs, train_part
+from minltx.dit import DiT, DiTConfig
+from minltx.fast_cpu import accelerate
+from minltx.vae import VAEConfig, VideoVAE
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-DIT = DiTConfig(latent_channels=16, width=256, depth=2, heads=4, text_width=64)
-VAE = VAEConfig(16, 4, 32, (("res", 1), ("down", (1, 2, 2), 32), ("res", 1), ("down", (2, 1, 1), 64),
-                            ("res", 1), ("down", (2, 2, 2), 64), ("res", 1), ("down", (2, 2, 2), 128),
-                            ("res", 1)),
-                64, (("res", 1), ("up", (2, 2, 2), 32), ("res", 1), ("up", (2, 2, 2), 32), ("res", 1),
-                     ("up", (2, 2, 2), 32), ("res", 1)))
+SMALL_DIT = DiTConfig(latent_channels=16, width=256, depth=2, heads=4, text_width=64)
+SMALL_VAE = VAEConfig(16, 4, 32, (("res", 1), ("down", (1, 2, 2), 32), ("res", 1), ("down", (2, 1, 1), 64),
+                                  ("res", 1), ("down", (2, 2, 2), 64), ("res", 1), ("down", (2, 2, 2), 128),
+                                  ("res", 1)),
+                      64, (("res", 1), ("up", (2, 2, 2), 32), ("res", 1), ("up", (2, 2, 2), 32), ("res", 1),
+                           ("up", (2, 2, 2), 32), ("res", 1)))
 SIZE = (17, 128, 192)
-PRESET = replace(PRESETS["quarter"], dit=DIT, vae=VAE, dit_size=SIZE, vae_size=SIZE, words=32)
+PRESET = replace(PRESETS["quarter"], dit=SMALL_DIT, vae=SMALL_VAE, dit_size=SIZE, vae_size=SIZE, words=32)
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,14 @@ def full_precision(monkeypatch):
 
 def setup(device="cuda", dtype=torch.float32, **more):
     return Setup(PRESET, torch.device(device), dtype, **more)
+
+
+def build_dit(setup, dtype=None):
+    return build(DiT, setup.preset.dit, setup, dtype)
+
+
+def build_vae(setup):
+    return build(VideoVAE, setup.preset.vae, setup)
 
 
 def apart(a, b):
@@ -77,6 +86,13 @@ def test_the_device_computes_what_the_cpu_does():
     assert apart(on_gpu, on_cpu) < 1e-3
 
 
+@torch.inference_mode()
+def test_accelerating_changes_nothing_on_a_gpu():
+    dit, inputs = build_dit(setup()), token_inputs(setup())
+    plain = dit.forward_tokens(*inputs)
+    assert torch.equal(accelerate(dit).forward_tokens(*inputs), plain)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
 @torch.inference_mode()
 def test_compiled_blocks_equal_eager_ones(dtype, tolerance):
@@ -100,9 +116,9 @@ def test_the_kernel_that_was_asked_for_is_used(name, mark, compiled):
     torch._dynamo.reset()
     half = setup(dtype=torch.bfloat16, compiled=compiled)
     dit, inputs = build_dit(half), token_inputs(half)
-    with stopwatch.attention_by(name):
-        used = stopwatch.attention_used(lambda: dit.forward_tokens(*inputs))
-    assert sum(count for kernel, count in used.items() if mark in kernel) >= DIT.depth, used
+    with timing.attention_by(name):
+        used = timing.attention_used(lambda: dit.forward_tokens(*inputs))
+    assert sum(count for kernel, count in used.items() if mark in kernel) >= SMALL_DIT.depth, used
 
 
 def test_a_training_step_as_on_the_cpu(monkeypatch):
@@ -111,20 +127,19 @@ def test_a_training_step_as_on_the_cpu(monkeypatch):
     torch.manual_seed(0)
     latent, text = torch.randn(1, 16, 3, 4, 6), torch.randn(1, 32, 64)
     losses = {}
-    for device, dtype in (("cpu", torch.float32), ("cuda", torch.float32), ("cuda", torch.bfloat16)):
-        def given(s, *args, **more):
-            dit = build(s, *args, **more)
-            dit.load_state_dict(weights)
-            return dit
 
-        build = build_dit
-        with monkeypatch.context() as m:
-            m.setattr(bench_parts, "build_dit", given)
-            m.setattr(bench_parts, "noise", lambda s, *shape, dtype=None: (
-                latent if len(shape) == 5 else text).to(s.device))
-            part = train_part(setup(device, dtype))
-        losses[device, dtype] = part.work().item()
-        assert part.work().isfinite()
+    def same_weights(network, config, setup, dtype=None):
+        dit = build(network, config, setup, dtype)
+        dit.load_state_dict(weights)
+        return dit
+
+    monkeypatch.setattr(parts, "build", same_weights)
+    monkeypatch.setattr(parts, "noise", lambda s, *shape, dtype=None: (
+        latent if len(shape) == 5 else text).to(s.device))
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.float32), ("cuda", torch.bfloat16)):
+        part = train_part(setup(device, dtype))
+        losses[device, dtype] = part.work(part.network).item()
+        assert part.work(part.network).isfinite()
     exact = losses["cpu", torch.float32]
     assert losses["cuda", torch.float32] == pytest.approx(exact, rel=1e-3)
     assert losses["cuda", torch.bfloat16] == pytest.approx(exact, rel=2e-2)
@@ -134,7 +149,7 @@ def test_checkpointing_saves_memory_and_changes_no_loss():
     losses, peaks = [], []
     for checkpointing in (False, True):
         part = train_part(setup(checkpointing=checkpointing))
-        part.work()
-        peaks.append(stopwatch.peak_memory(part.work, torch.device("cuda"))[0])
-        losses.append(part.work().item())
+        part.work(part.network)
+        peaks.append(timing.peak_memory(lambda: part.work(part.network), torch.device("cuda")))
+        losses.append(part.work(part.network).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and peaks[1] < peaks[0]

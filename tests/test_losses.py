@@ -11,9 +11,9 @@ import torch
 from test_vae import tiny
 
 from minltx import losses
-from minltx.losses import (Discriminator, LossConfig, adversarial_loss, discriminator_loss, feature_distance,
-                           haar_dwt, kl_divergence, margins, motion_amplitude, vae_loss)
-from minltx.workshop.metrics import DigitClassifier, digit_distance, lpips_distance
+from minltx.losses import (Critics, Discriminator, LossConfig, adversarial_loss, discriminator_loss,
+                           feature_distance, haar_dwt, kl_divergence, motion_amplitude, vae_loss)
+from minltx.evaluation.metrics import DigitClassifier, digit_distance, lpips_distance
 
 
 def test_the_wavelet_transform_keeps_all_and_sorts_by_frequency():
@@ -50,27 +50,28 @@ VIDEO = torch.rand(1, 3, 9, 16, 16, generator=torch.Generator().manual_seed(3)) 
 FIRST = torch.tensor([True])
 
 
-def judge(gan="reconstruction", silent=False):
+def a_discriminator(silent=False):
     torch.manual_seed(1)
-    discriminator = Discriminator(gan, width=8)
+    discriminator = Discriminator(width=8)
     if silent:
-        torch.nn.init.zeros_(discriminator[-1].weight)
-        torch.nn.init.zeros_(discriminator[-1].bias)
+        torch.nn.init.zeros_(discriminator.layers[-1].weight)
+        torch.nn.init.zeros_(discriminator.layers[-1].bias)
     return discriminator
 
 
-def eye():
+def a_classifier():
     torch.manual_seed(2)
     return DigitClassifier()
 
 
 def gradients(loss_of, config):
     """The gradient of every parameter of a fresh VAE, and of the discriminator, under one step's loss."""
-    vae, discriminator = tiny(), judge()
+    vae, discriminator = tiny(), a_discriminator()
     mean, logvar = vae.encode(VIDEO)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(4))
     output = vae.decode(mean + (logvar / 2).exp() * noise, torch.tensor([0.1]))
-    loss_of(VIDEO, output, mean, logvar, config, digit_distance(eye()), discriminator, FIRST)[0].backward()
+    critics = Critics(digit_distance(a_classifier()), discriminator)
+    loss_of(VIDEO, output, (mean, logvar), config, critics, FIRST)[0].backward()
     return {**{n: p.grad for n, p in vae.named_parameters()},
             **{f"discriminator.{n}": p.grad for n, p in discriminator.named_parameters()}}
 
@@ -105,9 +106,8 @@ def test_the_wiring_test_sees_a_term_that_is_dropped(term):
         check_wiring(mutant["vae_loss"], other)
 
 
-@pytest.mark.parametrize("gan", ["reconstruction", "ordinary"])
-def test_each_side_of_the_gan_leaves_the_other_alone(gan):
-    vae, discriminator = tiny(), judge(gan)
+def test_each_side_of_the_gan_leaves_the_other_alone():
+    vae, discriminator = tiny(), a_discriminator()
     output = vae.decode(vae.encode(VIDEO)[0], torch.zeros(1))
     discriminator_loss(discriminator, VIDEO, output, FIRST).backward(retain_graph=True)
     assert all(p.grad is None for p in vae.parameters())
@@ -118,12 +118,11 @@ def test_each_side_of_the_gan_leaves_the_other_alone(gan):
     assert all(p.grad.abs().max() > 0 for p in vae.decoder.conv_out.parameters())
 
 
-@pytest.mark.parametrize("gan", ["reconstruction", "ordinary"])
-def test_the_gan_at_chance_costs_log_2_and_its_sides_pull_apart(gan):
+def test_the_gan_at_chance_costs_log_2_and_its_sides_pull_apart():
     output = VIDEO.flip(-1)
     for loss in (discriminator_loss, adversarial_loss):
-        assert loss(judge(gan, silent=True), VIDEO, output, FIRST).item() == pytest.approx(math.log(2))
-    discriminator = judge(gan)
+        assert loss(a_discriminator(silent=True), VIDEO, output, FIRST).item() == pytest.approx(math.log(2))
+    discriminator = a_discriminator()
     optimizer = torch.optim.SGD(discriminator.parameters(), 0.05)
     both = (discriminator_loss, adversarial_loss)
     before = [loss(discriminator, VIDEO, output, FIRST).item() for loss in both]
@@ -138,16 +137,14 @@ def test_the_gan_at_chance_costs_log_2_and_its_sides_pull_apart(gan):
 
 
 def test_swapping_the_pair_swaps_the_answer():
-    """The same two videos in the same order on the table: who is the original is the whole question."""
-    discriminator, other = judge(), VIDEO.flip(-1)
+    """The network sees the same two videos in the same order; only which one is the original differs."""
+    discriminator, other = a_discriminator(), VIDEO.flip(-1)
     for first in (torch.tensor([True]), torch.tensor([False])):
-        right = margins(discriminator, True, VIDEO, other, first)
-        assert torch.equal(right, -margins(discriminator, True, other, VIDEO, ~first))
+        right = discriminator(VIDEO, other, first)
+        assert torch.equal(right, -discriminator(other, VIDEO, ~first))
         assert right.shape == (1, 1, 9, 4, 4) and right.abs().max() > 0
     shown = torch.cat([VIDEO, other], dim=1)
-    assert torch.equal(margins(discriminator, True, VIDEO, other, torch.tensor([True])), discriminator(shown))
-    with pytest.raises(ValueError, match="use reconstruction or ordinary"):
-        Discriminator("wasserstein")
+    assert torch.equal(discriminator(VIDEO, other, torch.tensor([True])), discriminator.layers(shown))
 
 
 @pytest.mark.parametrize("bias, sign", [(-2.0, -1), (2.0, 1)])
@@ -162,7 +159,7 @@ def test_the_log_variance_is_pulled_towards_zero(bias, sign):
 
 
 def test_frozen_features_stay_frozen_and_let_the_gradient_through():
-    classifier = eye()
+    classifier = a_classifier()
     before = {k: v.clone() for k, v in classifier.state_dict().items()}
     distance, output = digit_distance(classifier), VIDEO.flip(-1).requires_grad_()
     distance(output, VIDEO).backward()
@@ -206,5 +203,5 @@ def test_foreground_weighs_bright_pixels():
     video, config = -torch.ones(1, 3, 1, 2, 2), LossConfig(pixel=1, dwt=0, motion=0, kl=0, foreground=3.0)
     video[0, 0, 0, 0, 0] = 1.0                                      # one red pixel of four
     output = video + 0.1
-    loss, _ = vae_loss(video, output, torch.zeros(1), torch.zeros(1), config)
+    loss, _ = vae_loss(video, output, (torch.zeros(1), torch.zeros(1)), config)
     torch.testing.assert_close(loss, torch.tensor(0.01 * (3 * 1 + 1 * 4) / 4))

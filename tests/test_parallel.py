@@ -1,23 +1,26 @@
 """Several processes are one: the same losses and gradients for the same batches, and one curve across stops
-on any number of them. Whatever saves time or memory changes no number, or by the rounding that it says."""
+on any number of them. Options that save time or memory change no number, or only by rounding."""
 
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import several_processes
 import torch
 import torch.distributed.checkpoint as dcp
-from several_processes import SMALL
+from several_processes import SMALL, randomised, small_cache
 
-import train_tiny
-from minltx.data import MovingDigits, caption, draw_digits
-from minltx.workshop import memory, parallel
-from minltx.workshop.checkpoint import ToyModel, load_checkpoint
+from minltx.objectives import Batch, flow_objective
+from minltx.toy.data import DIT_STAGE, rng
+from minltx.toy.model import ToyModel, load_checkpoint
+from minltx.training import __main__ as training
+from minltx.training import memory, parallel
+from minltx.training.latents import batch_of_latents
+from minltx.training.loops import autocast, prepare
+from minltx.training.run import Run
 
 CPU = parallel.World(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or sys.platform == "win32",
@@ -39,13 +42,14 @@ def alone(tmp_path_factory):
     return several_processes.gradients(tmp_path_factory.mktemp("alone"), CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, processes", [("ddp", 2), ("fsdp", 2), ("fsdp", 3)])
 def test_several_processes_have_one_loss_and_one_gradient(alone, tmp_path, kind, processes):
     """In float64, to 1e-8 (norms have float32 statistics): autoencoder, discriminator and transformer, whose
     widths are cut unevenly."""
     torchrun(processes, "gradients", tmp_path, "--parallel", kind)
     found = torch.load(tmp_path / "found.pt")
-    for name in ("vae", "dit", "rival"):
+    for name in ("vae", "dit", "discriminator"):
         assert found[name].keys() == alone[name].keys()
         size = max(g.abs().max() for g in alone[name].values())
         assert size > 0.01
@@ -57,10 +61,11 @@ def test_several_processes_have_one_loss_and_one_gradient(alone, tmp_path, kind,
     assert found["dit share"] == 1 if kind == "ddp" else found["dit share"] < 1.1 / processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_what_a_process_holds_whole(tmp_path, kind):
-    """What minltx/workshop/memory.py says of it: under bf16 every process keeps copies of all weights, and
-    adds up its batches' gradients uncut. At last they lie in DDP's buckets, or are cut."""
+    """As minltx/training/memory.py assumes: under bf16 every process keeps copies of all weights, and sums
+    gradients of its batches uncut. After the last batch they are in DDP's buckets, or cut."""
     torchrun(2, "memory", tmp_path, "--parallel", kind)
     found, dit = torch.load(tmp_path / "found.pt"), ToyModel(SMALL.model).dit
     first = dit.patchify_proj, dit.caption_projection[0], dit.time_embedder.linear_1
@@ -76,11 +81,12 @@ def whole(tmp_path_factory):
     return out, several_processes.train(out, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first, then", [(("fsdp", 2), (None, 1)), ((None, 1), ("fsdp", 3)),
                                          (("ddp", 3), ("fsdp", 2))])
-def test_a_run_goes_on_with_another_number_of_processes(whole, tmp_path, first, then):
-    """Stopped at step 2 of the transformer with the optimisers' and averages' state, gone on elsewhere: the
-    whole run's curves and weights. (With that state left out they are 1e-4 off.)"""
+def test_a_run_is_resumed_by_another_number_of_processes(whole, tmp_path, first, then):
+    """Stopped after step 2 of the transformer and resumed, with the state of optimisers and averages: the
+    curves and weights of the whole run. (Without that state they differ by 1e-4.)"""
     out, report = whole
     for (kind, processes), options, code in ((first, ["--stop-after", 7], 1), (then, ["--resume"], 0)):
         if kind:
@@ -109,47 +115,66 @@ def test_a_run_goes_on_with_another_number_of_processes(whole, tmp_path, first, 
         assert (b[name] - value).abs().max() <= 1e-5 * max(1, value.abs().max()), name
 
 
+def one_step_of(model, settings, world=CPU):
+    """The Stage of the transformer, and a function: a batch's number -> its loss with `compute`."""
+    run = Run("nowhere", model, settings, 0, "drawn", world)
+    stage = prepare(run, model, ["dit", "text"], flow_objective, 0.0, 0.0)
+    cache = small_cache()
+
+    def loss(compute, number):
+        generator = rng(0, DIT_STAGE, number)
+        return compute(batch_of_latents(model, cache, "start", settings, generator), settings, generator)[0]
+
+    return stage, loss
+
+
 def test_a_step_is_the_mean_of_its_batches():
     """Six batches in one step against each batch's own gradient, averaged by hand."""
-    torch.manual_seed(0)
-    model = ToyModel(SMALL.model).double()
-    for p in model.dit.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    _, scenes = MovingDigits(*draw_digits(50, 0), SMALL.model.data).batch(4, torch.Generator().manual_seed(0))
-    bank = torch.randn(4, 4, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    run = train_tiny.Run(Path("nowhere"), model, SMALL, 0, "drawn", torch.device("cpu"), False)
-    run.start(["dit", "text"], train_tiny.dit_step, 0.0, 0.0)
-
-    def loss(step, number):
-        generator = train_tiny.rng(0, 2, number)
-        latents, some, condition = train_tiny.batch_of_latents(model, None, bank, scenes, "start", SMALL,
-                                                               generator)
-        return step(latents, [caption(s) for s in some], condition, SMALL, generator)[0]
-
+    model = randomised(SMALL)
+    stage, loss = one_step_of(model, SMALL)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert {name.split(".")[0] for name in trained} == {"dit", "text"}          # the autoencoder stands still
-    by_hand = [torch.autograd.grad(loss(partial(train_tiny.dit_step, model), number), trained.values())
+    assert {name.split(".")[0] for name in trained} == {"dit", "text"}              # not the autoencoder
+    by_hand = [torch.autograd.grad(loss(partial(flow_objective, model), number), trained.values())
                for number in range(6, 12)]
-    for number in run.micro_batches(1):
-        run.backward(loss(run.loss, number), {})
+    numbers = list(CPU.batches(1, 6, stage))
+    assert numbers == list(range(6, 12))
+    for number in numbers:
+        (loss(stage.compute, number) / 6).backward()
     for p, *parts in zip(trained.values(), *by_hand):
         assert (p.grad - sum(parts) / 6).abs().max() <= 1e-8 * max(1, p.grad.abs().max())
 
 
-def one_step(**how):
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_processes_share_the_batches_of_a_step(size, monkeypatch):
+    """Each number belongs to one process; gradients are averaged in a process's last batch only."""
+    averaged = []
+    monkeypatch.setattr(parallel, "synchronise", lambda stage, now: averaged.append(now))
+    worlds = [replace(CPU, rank=rank, size=size) for rank in range(size)]
+    numbers = [list(world.batches(2, 6, None)) for world in worlds]
+    assert sorted(sum(numbers, [])) == list(range(12, 18)) and {len(own) for own in numbers} == {6 // size}
+    expected = [False] * (6 // size - 1) + [True]
+    assert averaged == ([] if size == 1 else expected * size)
+
+
+def test_the_mean_of_a_steps_terms():
+    rows = [{"pixel": 1.0, "kl": 0.5}, {"pixel": 2.0, "kl": 0.0}]
+    assert CPU.mean(rows) == {"pixel": 1.5, "kl": 0.25}
+
+
+def one_step(precision="float32", **how):
     """Loss and gradients of one step of the transformer in one process."""
-    precision = how.pop("precision", "float32")
     torch.manual_seed(0)
     settings = replace(SMALL, micro_batches=1, precision=precision)
     model = ToyModel(settings.model)
     for p in model.dit.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    run = train_tiny.Run(Path("nowhere"), model, settings, 0, "drawn", torch.device("cpu"), False, **how)
-    run.start(["dit", "text"], train_tiny.dit_step, 0.0, 0.0)
+    run = Run("nowhere", model, settings, 0, "drawn", replace(CPU, **how))
+    stage = prepare(run, model, ["dit", "text"], flow_objective, 0.0, 0.0)
     latents = torch.randn(4, 4, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    loss, _, _ = run.loss(latents, ["a red 7 moving left"] * 4, None, settings,
-                          torch.Generator().manual_seed(2))
-    run.backward(loss, {})
+    with autocast(run):
+        loss, _, _ = stage.compute(Batch(latents, ["a red 7 moving left"] * 4, 16.0), settings,
+                                   torch.Generator().manual_seed(2))
+    loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -186,28 +211,32 @@ def test_bf16_is_the_same_to_its_rounding_and_weights_stay_float32():
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 def test_optimisers_of_the_settings(tmp_path, kind):
     model = ToyModel(SMALL.model)
-    settings = replace(SMALL, optimizer=kind)
-    run = train_tiny.Run(tmp_path, model, settings, 0, "drawn", torch.device("cpu"), False)
-    run.start(["dit"], train_tiny.dit_step, 0.02, 0.001)
-    assert [type(o).__name__ for o in run.optimizers] == (["Muon", "AdamW"] if kind == "muon" else ["AdamW"])
-    assert run.rates == ([0.02, 0.001] if kind == "muon" else [0.001])
-    assert {id(p) for p in run.trained} == {id(p) for p in model.dit.parameters()}
+    run = Run(tmp_path, model, replace(SMALL, optimizer=kind), 0, "drawn")
+    stage = prepare(run, model, ["dit"], flow_objective, 0.02, 0.001)
+    names = [type(optimizer).__name__ for optimizer in stage.optimizers]
+    assert names == (["Muon", "AdamW"] if kind == "muon" else ["AdamW"])
+    assert [o.defaults["lr"] for o in stage.optimizers] == ([0.02, 0.001] if kind == "muon" else [0.001])
+    assert {id(p) for p in stage.parameters} == {id(p) for p in model.dit.parameters()}
 
 
-def test_what_cannot_be_shared_is_told_with_its_fix(tmp_path, monkeypatch):
+def test_errors_of_several_processes_name_the_fix(tmp_path, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 2 -m minltx.training"):
         parallel.join("fsdp", torch.device("cpu"))
     with pytest.raises(ValueError, match="use --micro-batches 4 or a multiple of it"):
-        train_tiny.Run(tmp_path, ToyModel(SMALL.model), SMALL, 0, "drawn", torch.device("cpu"), False,
-                       world=replace(CPU, size=4))
+        Run(tmp_path, ToyModel(SMALL.model), SMALL, 0, "drawn", replace(CPU, size=4))
 
 
 @pytest.mark.parametrize("option, value, says", [("--micro-batches", "0", "at least 1"),
                                                  ("--token-drop", "1.0", "below 1"),
+                                                 ("--prompts", "0", "--prompts must be at least 1"),
+                                                 ("--budget", "-1", "use a number above 0"),
+                                                 ("--preset", "2b", "give --clips FOLDER"),
                                                  ("--clips", "nowhere", "there is no folder nowhere"),
                                                  ("--parallel", "fsdp", "start them with torchrun")])
-def test_options_that_cannot_be_are_told_before_anything_is_written(tmp_path, capsys, option, value, says):
+def test_bad_options_are_refused_before_anything_is_written(tmp_path, capsys, option, value, says):
     with pytest.raises(SystemExit) as stop:
-        train_tiny.main(["--out", str(tmp_path / "out"), option, value])
-    assert stop.value.code == 2 and says in capsys.readouterr().err and not (tmp_path / "out").exists()
+        training.main(["--out", str(tmp_path / "out"), option, value])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and not (tmp_path / "out").exists()
+    assert error.startswith("python -m minltx.training: ") and len(error.splitlines()) == 1

@@ -1,6 +1,6 @@
 """The same numbers as an independent implementation, diffusers, from the same random weights (SPEC 12).
 
-Every norm weight, table and scale is random, or errors would hide behind ones and zeros. Skipped where
+Every norm weight, table and scale is random, because ones and zeros would hide errors. Skipped where
 diffusers is not installed; the project's own CI installs it.
 """
 
@@ -13,10 +13,10 @@ import torch
 from minltx.dit import DiT, DiTConfig, flatten_latent
 from minltx.flow import SHIFT, linear_quadratic_schedule, shift_times, shifted_schedule
 from minltx.pretrained import LTXVideo, load_pretrained, save_pretrained
-from minltx.pretrained.releases import (VAE_090, VAE_091, ReleaseConfig, SamplingConfig, vae_from_diffusers,
-                                        vae_to_diffusers)
+from minltx.pretrained.diffusers import read_vae, vae_fields
+from minltx.pretrained.releases import VAE_090, VAE_091, ReleaseConfig, SamplingConfig
 from minltx.rope import latent_coordinates, rope_tables
-from minltx.sampler import Condition, Guidance, decode, sample_latent
+from minltx.sampler import Condition, Guidance, Sampling, decode, sample_latent
 from minltx.vae import VAEConfig
 
 diffusers = pytest.importorskip("diffusers")
@@ -187,11 +187,11 @@ def test_sharded_folders(folders, tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_every_released_vae_has_words_in_diffusers():
+def test_diffusers_can_express_every_released_vae():
     """The released configs themselves, against the lists of SPEC 1.8 and diffusers' own parameter count."""
     for config, total in ((VAE_090, 419_193_649), (VAE_091, 934_976_434), (VAEConfig(), 1_246_913_522)):
-        fields = vae_to_diffusers(config)
-        assert vae_from_diffusers(fields)[0] == config
+        fields = vae_fields(config)
+        assert read_vae(fields)[0] == config
         with torch.device("meta"):
             theirs = diffusers.AutoencoderKLLTXVideo.from_config(fields)
         assert sum(p.numel() for p in theirs.parameters()) == total
@@ -249,7 +249,8 @@ def test_a_whole_sampling_run(folders, image_to_video):
         given["image"] = image[:, :, 0]
     theirs = pipeline(cls, transformer, vae, scheduler())(latents=flatten_latent(begin), **given).frames
     conditions = [Condition(first)] if image_to_video else []
-    ours = sample_latent(model.dit, noise, model.schedule(8, 36), text, null, Guidance(3.0), 25, conditions)
+    sampling = Sampling(model.schedule(8, 36), Guidance(3.0), fps=25)
+    ours = sample_latent(model.dit, noise, text, null, sampling, conditions)
     close(flatten_latent(ours), theirs, atol=1e-4)
 
 
@@ -280,17 +281,18 @@ def test_a_whole_run_with_every_kind_of_condition(folders, monkeypatch, conditio
     # The extra tokens' noise as diffusers draws it, each condition's as (B, C, f, h, w); then a draw a step.
     extra = [flatten_latent(torch.randn(1, 8, f, 3, 4, generator=generator)) for f in (1, 2)]
     draws = [torch.cat(extra, dim=1)]
-    monkeypatch.setattr("minltx.sampler.draw", lambda shape, generators, device=None: (
+    monkeypatch.setattr("minltx.sampler.randn_per_sample", lambda shape, generators, device=None: (
         draws.pop() if draws else torch.randn(1, *shape, generator=generator)))
     text, null = [tuple(x[:1] for x in pair) for pair in (text, null)]
-    ours = sample_latent(model.dit, noise, model.schedule(8), text, null, Guidance(3.0), 25, normalised,
-                         condition_noise=condition_noise)
+    sampling = Sampling(model.schedule(8), Guidance(3.0), fps=25, condition_noise=condition_noise)
+    ours = sample_latent(model.dit, noise, text, null, sampling, normalised)
     close(flatten_latent(ours), flatten_latent(theirs) if theirs.ndim == 5 else theirs, atol=1e-4)
 
 
 @torch.no_grad()
 def test_the_pipelines_own_decoding(folders):
-    """diffusers from noise to pixels, its order of decode noise included, against `mix_raw`."""
+    """diffusers from noise to pixels. Its pipelines mix decode noise into the un-normalised latent: our
+    result is the same if the noise is normalised before."""
     model, transformer, vae, _ = folders["0.9.5"]
     text, null, given = words()
     noise = torch.randn(2, 8, 3, 3, 4)
@@ -298,20 +300,21 @@ def test_the_pipelines_own_decoding(folders):
     theirs = pipeline(diffusers.LTXPipeline, transformer, vae, scheduler())(
         latents=flatten_latent(noise), generator=torch.Generator().manual_seed(7), **given).frames
     model.dit.config, before = replace(model.dit.config, causal_time=False), model.dit.config
-    latent = sample_latent(model.dit, noise, shifted_schedule(8, 36), text, null, Guidance(3.0), 25)
+    sampling = Sampling(shifted_schedule(8, 36), Guidance(3.0), fps=25)
+    latent = sample_latent(model.dit, noise, text, null, sampling)
     model.dit.config = before
     last = torch.randn(2, 8, 3, 3, 4, generator=torch.Generator().manual_seed(7))
-    ours = decode(model.vae, latent, 0.05, 0.1, last, mix_raw=True)
+    ours = decode(model.vae, latent, 0.05, 0.1, model.vae.normalize(last))
     close((ours + 1) / 2, theirs.movedim(1, 2), atol=1e-4)
 
 
 @torch.no_grad()
 def test_decode_noise_in_the_order_of_diffusers(folders):
-    """mix_raw is what diffusers' pipelines do; the default is what the official code does, and differs."""
+    """Plain noise is what the official code mixes in, normalised noise what diffusers' pipelines do."""
     model, _, theirs, _ = folders["0.9.5"]
     torch.manual_seed(0)
     latent, noise = torch.randn(2, 1, 8, 2, 2, 3).unbind(0)
     raw = latent * theirs.latents_std.view(1, -1, 1, 1, 1) + theirs.latents_mean.view(1, -1, 1, 1, 1)
     output = theirs.decode(0.9 * raw + 0.1 * noise, torch.tensor([0.05])).sample.clamp(-1, 1)
-    close(decode(model.vae, latent, 0.05, 0.1, noise, mix_raw=True), output)
+    close(decode(model.vae, latent, 0.05, 0.1, model.vae.normalize(noise)), output)
     assert (decode(model.vae, latent, 0.05, 0.1, noise) - output).abs().max() > 1e-3

@@ -1,4 +1,4 @@
-"""The networks against a second, plain writing of SPEC's formulas: every row of every table in its place."""
+"""The networks against a second, slow implementation of SPEC's formulas: every row of every table."""
 
 import math
 from dataclasses import replace
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from test_dit import TINY as TINY_DIT
 from test_vae import tiny
 
-from minltx.data import Thing, caption
 from minltx.dit import DiT
 from minltx.rope import latent_coordinates, rope_tables
-from minltx.text import CaptionEncoder, tokenize
+from minltx.toy.captions import CaptionEncoder, tokenize
+from minltx.toy.data import MovingDigit, caption
 
 
 def randomise(network, std=0.2):
@@ -60,8 +60,8 @@ def gelu(x):
 
 
 def test_the_transformer_step_by_step():
-    """SPEC 3.2 for one sample, with a time of its own for every token and a caption with padding."""
-    dit, p = randomise(DiT(replace(TINY_DIT, width=52, heads=2)))    # 52 mod 6 = 4: four channels never turn
+    """SPEC 3.2 for one sample, with one time per token and a padded caption."""
+    dit, p = randomise(DiT(replace(TINY_DIT, width=52, heads=2)))    # 52 mod 6 = 4 channels never rotate
     grid, D = (2, 2, 3), 52
     latent, t, text = torch.randn(1, 4, *grid), torch.rand(1, *grid), torch.randn(1, 5, 32)
     mask = torch.tensor([[1.0, 1, 1, 0, 0]])
@@ -97,7 +97,7 @@ def voxels(row):
 
 
 def test_the_decoder_step_by_step():
-    """SPEC 1.5, 1.6 and 2.1: the order shift, scale; a time embedder per group; t times 1000."""
+    """SPEC 1.5, 1.6 and 2.1: the order shift, scale; a timestep embedder per group; t times 1000."""
     vae = tiny(decoder_blocks=(("res", 2), ("up", (2, 2, 2), 8), ("up", (2, 1, 1), 8), ("up", (2, 1, 1), 8)))
     decoder, p = randomise(vae.decoder)
     latent, t = torch.randn(1, 4, 2, 2, 2), 0.13
@@ -110,7 +110,7 @@ def test_the_decoder_step_by_step():
         h = convolve(p, f"{b}.conv1", F.silu(norm(x) * (1 + voxels(s[1])) + voxels(s[0])))
         x = x + convolve(p, f"{b}.conv2", F.silu(norm(h) * (1 + voxels(s[3])) + voxels(s[2])))
     for block in decoder.up_blocks[1:]:
-        x = block(x)                                                # test_vae.py holds these to their formula
+        x = block(x)                                          # test_vae.py compares these with their formula
     s = p["last_scale_shift_table"] + embed_time(p, "last_time_embedder", 1000 * t).reshape(2, 8)
     x = convolve(p, "conv_out", F.silu(norm(x) * (1 + voxels(s[1])) + voxels(s[0])))[0]
     slow = torch.zeros(1, 3, 9, 16, 16)
@@ -124,7 +124,7 @@ def test_the_decoder_step_by_step():
 def test_padding_a_caption_changes_nothing():
     torch.manual_seed(0)
     encoder = CaptionEncoder(32)
-    short = caption([Thing(7, "red", "left")])
-    long = caption([Thing(7, "red", "left"), Thing(3, "blue", "up")])
+    short = caption([MovingDigit(7, "red", "left")])
+    long = caption([MovingDigit(7, "red", "left"), MovingDigit(3, "blue", "up")])
     alone, together = encoder(*tokenize([short])), encoder(*tokenize([short, long]))
     torch.testing.assert_close(together[0, :5], alone[0], rtol=0, atol=1e-5)

@@ -57,8 +57,12 @@ def test_golden_values_of_the_released_model():
         row = (f * 16 + y) * 24 + x
         for index, value in zip((2, 4, 6, 8, 1000, 2047), values):
             assert abs(cos[row, index].item() - value) < 2e-6
-        assert abs(cos[row].double().sum().item() - cos_sum) < 2e-3
-        assert abs(sin[row].double().sum().item() - sin_sum) < 2e-3
+        # Without vector instructions torch rounds some powers differently. One unit in the last place of the
+        # highest frequency, 15708, is 1e-3: it changes its angles, and the sums, by as much.
+        bits = (10000.0 ** torch.linspace(0, 1, 341) * torch.pi / 2).view(torch.int32).sum()
+        tolerance = 2e-3 if bits == 383990083161 else 3e-2
+        assert abs(cos[row].double().sum().item() - cos_sum) < tolerance
+        assert abs(sin[row].double().sum().item() - sin_sum) < tolerance
 
 
 def test_coordinates_are_seconds_and_pixels():

@@ -1,6 +1,7 @@
-"""sample.py as a user meets it: files of every kind, the same video from the same seed, one clear line for
+"""sample.py as a user runs it: files of every kind, the same video from the same seed, one clear line for
 every mistake."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ import torch
 from PIL import Image
 
 import sample
-from minltx.data import DataConfig, MovingDigits, Thing, draw_digits
-from minltx.workshop import metrics, pictures
-from minltx.workshop.checkpoint import SHIPPED, load_checkpoint, save_checkpoint
+from minltx.evaluation import metrics
+from minltx.files import put_in_place
+from minltx.toy import load_toy
+from minltx.toy.data import DataConfig, MovingDigit, MovingDigits, draw_digits
+from minltx.toy.model import SHIPPED, save_checkpoint
+from minltx.video.files import save_video, to_uint8
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,17 +38,39 @@ def test_a_fresh_clone_makes_a_gif(tmp_path):
         assert gif.n_frames == 17 and gif.info["loop"] == 0
 
 
+@pytest.mark.parametrize("own, spins", [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+@pytest.mark.parametrize("command", ["sample", "train_tiny", "minltx.training.__main__",
+                                     "minltx.ablation.__main__"])
+def test_waiting_threads_sleep_unless_the_user_decides_otherwise(command, own, spins):
+    """OpenMP reads the variable once, when torch is imported."""
+    code = f"""
+import os, sys
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            print(os.environ.get("GOMP_SPINCOUNT"))
+            sys.exit()
+sys.meta_path.insert(0, Finder())
+import {command}
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"} | own
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [spins]
+
+
 def test_several_prompts_in_one_call_and_every_kind_of_file(tmp_path):
     prompts = ["a red 7 moving left", "a blue 3 moving up", "a green 0 moving down"]
     for name in ("a.npz", "a.png", "a.gif"):
         assert sample.main([*prompts, "--out", str(tmp_path / name), "--steps", "3"]) == 0
     frames, stored = frames_of(tmp_path / "a.npz")
     assert frames.shape == (3, 17, 32, 32, 3) and frames.dtype == np.uint8 and stored == prompts
-    # nothing half-written is left
+    # no partial file is left
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gif", "a.npz", "a.png"]
 
 
-def test_same_seed_same_video_alone_or_in_company(tmp_path):
+def test_same_seed_same_video_alone_or_in_a_batch(tmp_path):
     def run(name, *args):
         sample.main([*args, "--steps", "4", "--out", str(tmp_path / name)])
         return frames_of(tmp_path / name)[0]
@@ -60,9 +86,9 @@ def test_same_seed_same_video_alone_or_in_company(tmp_path):
 
 def test_image_to_video_starts_with_the_picture_and_follows_the_caption(tmp_path):
     data = MovingDigits(*draw_digits(300, 1), DataConfig())
-    video = data.clips([[Thing(7, "red", "left")]], torch.Generator().manual_seed(2))
+    video = data.clips([[MovingDigit(7, "red", "left")]], torch.Generator().manual_seed(2))
     picture = tmp_path / "seven.png"
-    Image.fromarray(pictures.to_uint8(video)[0, 0]).save(picture)
+    Image.fromarray(to_uint8(video)[0, 0]).save(picture)
     out = tmp_path / "a.npz"
     assert sample.main(["a red 7 moving left", "--image", str(picture), "--out", str(out)]) == 0
     made = torch.from_numpy(frames_of(out)[0]).permute(0, 4, 1, 2, 3) / 127.5 - 1
@@ -72,7 +98,7 @@ def test_image_to_video_starts_with_the_picture_and_follows_the_caption(tmp_path
 
 
 def test_clips_are_extended_held_to_a_keyframe_and_changed(tmp_path):
-    """What sample.py wrote can be given back to it: the digit is where the original's is, in pixels."""
+    """Files that sample.py wrote can be given to it: the digit is where the original's is, in pixels."""
     def run(name, *options):
         path = tmp_path / name
         assert sample.main(["a red 7 moving left", "--seed", "3", "--out", str(path), *options]) == 0
@@ -112,7 +138,7 @@ def broken_checkpoint(tmp_path, kind):
     elif kind == "foreign":
         torch.save({"state_dict": {"weight": torch.zeros(3)}}, path)
     elif kind == "misshapen":
-        model, _ = load_checkpoint(SHIPPED)
+        model = load_toy()
         model.text.positions = torch.nn.Parameter(torch.zeros(2, 2))
         save_checkpoint(path, model)
     elif kind == "code":
@@ -127,22 +153,22 @@ def broken_checkpoint(tmp_path, kind):
     (["a red 7 moving left", "--frames", "10"], "9 or 13"),
     (["a red 7 moving left", "--frames", "0"], "1 or 5"),
     (["a red 7 moving left", "--size", "30"], "24 or 32"),
-    (["a red 7 moving left", "--size", "big"], "not a size"),
+    (["a red 7 moving left", "--size", "big"], "'big' is not understood"),
     (["a red 7 moving left", "--steps", "0"], "use 1 to 1000"),
     (["a red 7 moving left", "--seed", "99999999999999999999999"], "out of range"),
-    (["a red 7 moving left", "--size", "0", "--image", PICTURE], "8 or 16"),
+    (["a red 7 moving left", "--size", "0", "--image", PICTURE], "'0' is not understood"),
     (["a red 7 moving left", "--out", "x.avi"], ".gif, .png, .npz, .mp4"),
     (["a red 7 moving left", "--image", "absent.png"], "cannot read absent.png"),
     (["a red 7 moving left", "--image", str(ROOT / "README.md")], "as a picture"),
     (["a red 7 moving left", "--given", "absent.npz", "4"], "cannot read absent.npz"),
     (["a red 7 moving left", "--given", PICTURE], "write FILE FRAME"),
     (["a red 7 moving left", "--given", PICTURE, "two"], "write FILE FRAME"),
-    (["a red 7 moving left", "--given", PICTURE, "17"], "put it at 0 to 16"),
+    (["a red 7 moving left", "--given", PICTURE, "17"], "place it at 0 to 16"),
     (["a red 7 moving left", "--given", PICTURE, "4", "2"], "use 0 to 1"),
     (["a red 7 moving left", "--start", "absent.npz"], "cannot read absent.npz"),
     (["a red 7 moving left", "--start", PICTURE, "--frames", "17"], "has 1 frames, not 17"),
     (["a red 7 moving left", "--change", "1.5"], "use 0 to 1"),
-    (["a red 7 moving left", "--stg", "1"], "--stg goes with --weights"),
+    (["a red 7 moving left", "--stg", "1"], "--stg is for released weights"),
     (["a red 7 moving left", "--given", PICTURE, "1", "1", "1"], "write FILE FRAME"),
     (["a red 7 moving left", "--weights", "absent.safetensors", "--text", "absent.safetensors"],
      "no file absent"),
@@ -179,7 +205,7 @@ def test_mp4_without_its_package_says_what_to_install(tmp_path, monkeypatch, cap
 def test_mp4_plays(tmp_path):
     av = pytest.importorskip("av")
     path = tmp_path / "a.mp4"
-    pictures.save_video(path, torch.zeros(1, 3, 9, 32, 32), ["grey"], fps=16)
+    save_video(path, torch.zeros(1, 3, 9, 32, 32), ["grey"], fps=16)
     with av.open(str(path)) as container:
         assert len(list(container.decode(video=0))) == 9
 
@@ -193,13 +219,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError):
-        pictures.put_in_place(path, fail)
+        put_in_place(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_shipped_checkpoint_is_small_and_paints_digits():
     assert SHIPPED.stat().st_size <= 8_000_000
-    model, _ = load_checkpoint(SHIPPED)
+    model = load_toy()
     captions = [f"a {c} {d} moving {m}" for d, (c, m) in enumerate(zip(
         ("red", "green", "blue", "yellow", "cyan") * 2, ("left", "right", "up", "down") * 3))]
     video = model.generate(captions, list(range(10)))

@@ -1,13 +1,14 @@
 """Tiny models in the shape of the releases, with every number random."""
 
 import math
+from dataclasses import replace
 
 import torch
 
 from minltx.dit import DiTConfig
 from minltx.pretrained import LTXVideo
 from minltx.pretrained.releases import EARLY, VAE_090, VAE_091, ReleaseConfig, SamplingConfig
-from minltx.sampler import Guidance
+from minltx.pretrained.stg import SpatioTemporalGuidance
 from minltx.vae import VAEConfig
 
 VAE_LATE = VAEConfig(8, 4, 8, (("res", 2), ("down", (1, 2, 2), 16), ("res", 1), ("down", (2, 1, 1), 32),
@@ -24,9 +25,9 @@ def narrow(blocks, by, layers=lambda n: (n + 1) // 2):
 
 
 def narrowed(config, by=16, latents=8):
-    return VAEConfig(latents, 4, config.encoder_width // by, narrow(config.encoder_blocks, by),
-                     config.decoder_width // by, narrow(config.decoder_blocks, by),
-                     config.timestep_conditioning)
+    return replace(config, latent_channels=latents,
+                   encoder_width=config.encoder_width // by, encoder_blocks=narrow(config.encoder_blocks, by),
+                   decoder_width=config.decoder_width // by, decoder_blocks=narrow(config.decoder_blocks, by))
 
 
 VAES = {"0.9.0": narrowed(VAE_090), "0.9.1": narrowed(VAE_091), "0.9.5": VAE_LATE}
@@ -52,10 +53,10 @@ def randomise(module, seed=0):
 
 
 def release(version="0.9.5", heads=4, head_dim=16, depth=3, text_width=32, causal=None):
-    """A tiny model: width 64, and 64 mod 6 = 4 channels that never turn."""
+    """A tiny model: width 64, and 64 mod 6 = 4 channels that never rotate."""
     vae = VAES[version]
     late = version == "0.9.5"
     dit = DiTConfig(vae.latent_channels, heads * head_dim, depth, heads, text_width, vae.stride,
                     causal_time=late if causal is None else causal)
-    sampling = SamplingConfig(guidance=Guidance(3.0)) if late else EARLY
+    sampling = SamplingConfig(guidance=SpatioTemporalGuidance(3.0)) if late else EARLY
     return randomise(LTXVideo(ReleaseConfig(dit, vae, sampling)))

@@ -4,11 +4,10 @@ import re
 
 OFFICIAL_DIT = [
     (r"^time_embedder\.", "adaln_single.emb.timestep_embedder."),
-    (r"^time_modulation\.", "adaln_single.linear."),
+    (r"^time_modulation\.", "adaln_single.linear."), (r"^blocks\.", "transformer_blocks."),
     (r"^caption_projection\.0\.", "caption_projection.linear_1."),
-    (r"^caption_projection\.2\.", "caption_projection.linear_2."), (r"^blocks\.", "transformer_blocks."),
-    (r"\.to_out\.", ".to_out.0."), (r"\.ff\.linear_1\.", ".ff.net.0.proj."),
-    (r"\.ff\.linear_2\.", ".ff.net.2.")]
+    (r"^caption_projection\.2\.", "caption_projection.linear_2."), (r"\.to_out\.", ".to_out.0."),
+    (r"\.ff\.linear_1\.", ".ff.net.0.proj."), (r"\.ff\.linear_2\.", ".ff.net.2.")]
 DIFFUSERS_DIT = OFFICIAL_DIT + [
     (r"^patchify_proj\.", "proj_in."), (r"^adaln_single\.", "time_embed."),
     (r"\.([qk])_norm\.", r".norm_\1.")]
@@ -22,7 +21,7 @@ DIFFUSERS_VAE = [
     (r"time_embedder\.(linear_[12])\.", r"time_embedder.timestep_embedder.\1."),
     (r"^decoder\.last_time_embedder\.", "decoder.time_embedder."),
     (r"^decoder\.last_scale_shift_table$", "decoder.scale_shift_table")]
-UNUSED_STATISTICS = "vae.per_channel_statistics."     # official files keep more of these than are used
+UNUSED_STATISTICS = "vae.per_channel_statistics."     # official files have more of these than are used
 
 
 def rename(name, rules):
@@ -32,10 +31,10 @@ def rename(name, rules):
     return name
 
 
-def official_names(dit, vae):
-    """(part, minltx name) -> name in a single file, for all tensors of both networks."""
-    names = {("dit", k): "model.diffusion_model." + rename(k, OFFICIAL_DIT) for k in dit.state_dict()}
-    return names | {("vae", k): "vae." + rename(k, OFFICIAL_VAE) for k in vae.state_dict()}
+def official_names(model):
+    """Name in a model that has a `dit` and a `vae` -> name in a single file."""
+    names = {f"dit.{k}": "model.diffusion_model." + rename(k, OFFICIAL_DIT) for k in model.dit.state_dict()}
+    return names | {f"vae.{k}": "vae." + rename(k, OFFICIAL_VAE) for k in model.vae.state_dict()}
 
 
 def diffusers_dit_names(dit):

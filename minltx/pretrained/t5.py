@@ -1,38 +1,38 @@
-"""Captions for the released models: T5-XXL through transformers, and a file that keeps what it said.
+"""Captions for the released models: T5-XXL through transformers, and a file that keeps its output.
 
     python -m minltx.pretrained.t5 FOLDER "a lighthouse in a storm" --out words.safetensors
     python -m minltx.pretrained.t5 FOLDER --clips CLIPS --out words.safetensors     # to train on these clips
 
 FOLDER holds text_encoder/ and tokenizer/, as the released repositories do. The encoder has 4.8 B parameters,
-more than twice the transformer's; with the file, sampling does not need it (SPEC 7).
+more than twice as many as the transformer; with the file, sampling does not need it (SPEC 7).
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 
+from minltx.caption_files import captions_in
+from minltx.command import Parser, pick_device
 from minltx.pretrained import store
-from minltx.pretrained.releases import NEGATIVE, RELEASES, Fields
-from minltx.workshop.clips import captions_in
+from minltx.pretrained.fields import Fields
+from minltx.pretrained.releases import NEGATIVE, RELEASES
 
 
 def load_t5(folder, dtype=torch.float32, device="cpu"):
-    """A folder with text_encoder/ and tokenizer/ -> (tokenizer, encoder).
-    ValueError names what is missing."""
-    try:
-        from transformers import AutoTokenizer, T5EncoderModel
-    except ImportError:
-        raise ValueError("T5 needs packages: pip install transformers sentencepiece") from None
+    """A folder with text_encoder/ and tokenizer/ -> (tokenizer, encoder). Raises ValueError, which names what
+    is missing."""
     for part in ("text_encoder", "tokenizer"):
         if not (Path(folder) / part).is_dir():
             raise ValueError(f"{folder} has no folder {part}: "
                              "the released repositories hold text_encoder and tokenizer")
-    safe = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "tokenizer", **safe)
+        from transformers import AutoTokenizer, T5EncoderModel
+    except ImportError:
+        raise ValueError("T5 needs packages: pip install transformers sentencepiece") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "tokenizer", local_files_only=True,
+                                                  trust_remote_code=False)
         encoder = T5EncoderModel.from_pretrained(Path(folder) / "text_encoder", dtype=dtype,
                                                  use_safetensors=True, local_files_only=True)
     except Exception as error:      # the library's errors are of many kinds
@@ -44,8 +44,8 @@ def load_t5(folder, dtype=torch.float32, device="cpu"):
 def encode_prompts(prompts, tokenizer, encoder, tokens=256, lowercase=False, mask_in_encoder=True):
     """Prompts -> embeddings (B, tokens, 4096), mask (B, tokens) with 1 = keep.
 
-    Padded to `tokens`, 128 in 0.9.0 and 0.9.1 and 256 later, and cut off beyond; lowercase as these two did.
-    mask_in_encoder=False lets T5 look at padding too, as diffusers' LTXPipeline does (SPEC 7).
+    Padded or truncated to `tokens`: 128 in 0.9.0 and 0.9.1, which also use lower case, and 256 later. With
+    mask_in_encoder=False, T5 attends to padding too, as in diffusers' LTXPipeline (SPEC 7).
     """
     prompts = [text.strip().lower() if lowercase else text.strip() for text in prompts]
     batch = tokenizer(prompts, padding="max_length", max_length=tokens, truncation=True,
@@ -57,24 +57,24 @@ def encode_prompts(prompts, tokenizer, encoder, tokens=256, lowercase=False, mas
 
 
 def save_embeddings(path, prompts, text, mask, tokens=None, lowercase=False):
-    """Keep prompts, embeddings (B, L, width) and mask (B, L) in one safetensors file, and how they were made:
-    padded to how many tokens (default: L), in lower case or not."""
+    """Store prompts, embeddings (B, L, width) and mask (B, L) in one safetensors file, and how they were
+    made: padded to how many tokens (default: L), in lower case or not."""
     tokens = text.shape[1] if tokens is None else tokens
     kept = {"prompts": list(prompts), "tokens": tokens, "lowercase": lowercase}
     store.write(path, {"text": text, "mask": mask}, {"minltx": json.dumps(kept)})
 
 
 def load_embeddings(path, prompts=None, tokens=None, lowercase=None):
-    """The file of `save_embeddings` -> embeddings, mask, prompts; of the prompts asked for, in order.
+    """The file of `save_embeddings` -> embeddings, mask, prompts: all, or those of `prompts`, in order.
 
-    ValueError for a foreign file, for a prompt that it does not hold, and if tokens and lowercase are given
-    and it was made otherwise, that is, for another release.
+    Raises ValueError for a foreign file, for a prompt that it does not hold, and if tokens and lowercase are
+    given and it was made differently, that is, for another release.
     """
     stored, kept = store.open_file(path), store.metadata(path).get("minltx")
     if kept is None or set(stored.keys()) != {"text", "mask"}:
-        raise ValueError(f"{path} holds no embeddings: write it with python -m minltx.pretrained.t5")
+        raise ValueError(f"{path} does not hold embeddings: write it with python -m minltx.pretrained.t5")
     kept = Fields(store.parse_json(kept, path), path)
-    known = kept.listed("prompts", lambda x: isinstance(x, str), "list of prompts", ())
+    known = kept.listed("prompts", lambda x: isinstance(x, str), "prompts", ())
     text, mask = stored.get_tensor("text"), stored.get_tensor("mask")
     if text.ndim != 3 or mask.shape != text.shape[:2] or len(text) != len(known):
         raise ValueError(f"{path}: embeddings {tuple(text.shape)} and mask {tuple(mask.shape)} do not fit "
@@ -82,7 +82,7 @@ def load_embeddings(path, prompts=None, tokens=None, lowercase=None):
     made = kept.count("tokens"), kept.flag("lowercase")
     if tokens is not None and made != (tokens, lowercase):
         words = [f"{n} tokens{' in lower case' * lower}" for n, lower in (made, (tokens, lowercase))]
-        raise ValueError(f"{path} was written for another release, with {words[0]} where this one has "
+        raise ValueError(f"{path} was written for another release, with {words[0]}; this release has "
                          f"{words[1]}: write it again with --release")
     for prompt in prompts or ():
         if prompt not in known:
@@ -93,11 +93,11 @@ def load_embeddings(path, prompts=None, tokens=None, lowercase=None):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(prog="minltx.pretrained.t5", description=__doc__)
     add = parser.add_argument
     add("folder", help="holds text_encoder/ and tokenizer/")
     add("prompts", nargs="*", metavar="PROMPT")
-    add("--clips", metavar="FOLDER", help="embed the captions of these clips too, and the empty one")
+    add("--clips", metavar="FOLDER", help="also embed the captions of these clips, and the null caption")
     add("--out", default="words.safetensors", help="(default: %(default)s)")
     add("--release", choices=RELEASES, default="0.9.5", help="decides length and case (default: %(default)s)")
     add("--negative", default=NEGATIVE, help="stored too, for guidance (default: %(default)s)")
@@ -106,21 +106,19 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         sampling = RELEASES[args.release].sampling
-        prompts = [*args.prompts, *(["", *captions_in(args.clips)] if args.clips else ()), args.negative]
-        if len(prompts) < 2:
+        if not args.prompts and not args.clips:
             raise ValueError("there is nothing to embed: give prompts, or --clips FOLDER")
-        prompts = list(dict.fromkeys(prompts))                                   # each once
-        tokenizer, encoder = load_t5(args.folder, getattr(torch, args.dtype), args.device)
-        parts = [encode_prompts(prompts[i : i + 16], tokenizer, encoder, sampling.text_tokens,
-                                sampling.lowercase) for i in range(0, len(prompts), 16)]
-        text, mask = (torch.cat(part) for part in zip(*parts))
+        captions = ["", *captions_in(args.clips)] if args.clips else []
+        prompts = list(dict.fromkeys([*args.prompts, *captions, args.negative]))                   # each once
+        t5 = load_t5(args.folder, getattr(torch, args.dtype), pick_device(args.device))
+        parts = [encode_prompts(prompts[i : i + 16], *t5, sampling.text_tokens, sampling.lowercase)
+                 for i in range(0, len(prompts), 16)]
+        text, mask = map(torch.cat, zip(*parts))
         save_embeddings(args.out, prompts, text, mask, sampling.text_tokens, sampling.lowercase)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"minltx.pretrained.t5: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        parser.error(str(error).splitlines()[0])
     print(f"{args.out}: {len(prompts)} prompts of {text.shape[1]} tokens")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

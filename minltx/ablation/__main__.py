@@ -1,0 +1,261 @@
+"""Test an idea with one command: train it and the default with the same compute, over seeds, and compare.
+
+    python -m minltx.ablation rope=exponential,inverse,none --seeds 3 --minutes 3
+    python -m minltx.ablation loss.dwt=0.1,0,0.5      any field of training.settings.Settings is a switch
+    python -m minltx.ablation mine.py:NoGates         a class in a file of your own, see docs/ablations.md
+    python -m minltx.ablation rope qk-norm --grid     all combinations, not one factor at a time
+    python -m minltx.ablation --list
+
+The first level of a switch is what the others are compared with, seed by seed. Equal compute means equal
+floating-point operations, counted by torch: a variant whose step costs twice as much does half the steps.
+Every run has a folder of its own and resumes where it was stopped, so the same command after a stop finishes
+the same table. A new switch is added in `minltx.ablation.switches` and nowhere else.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import minltx.threads                                              # before torch: how threads wait
+import torch
+
+from minltx.ablation.ideas import Idea, combine, explain, identity, identity_in, reference
+from minltx.ablation.runner import seconds, steps_of, train, train_and_judge
+from minltx.ablation.switches import LENGTH, SWITCHES, parse_switch
+from minltx.ablation.verdicts import folder_of, write_tables
+from minltx.command import Parser
+from minltx.evaluation import metrics
+from minltx.files import put_in_place
+from minltx.toy.data import MovingDigits, draw_digits, load_digits
+from minltx.toy.model import save_checkpoint
+from minltx.training.settings import SHORT, scaled
+
+
+# --- What to run ------------------------------------------------------------------------------------------
+
+def plan(switches, seeds, grid):
+    """{name: Switch} -> rows of the table (switch, level, stage, idea), and the runs by folder, each once."""
+    rows = [(name, level, switch.stage, idea) for name, switch in switches.items()
+            for level, idea in switch.levels.items()]
+    if grid:
+        stages = {switch.stage for switch in switches.values()}
+        stage = stages.pop() if len(stages) == 1 else "both"
+        levels = itertools.product(*(switch.levels.items() for switch in switches.values()))
+        rows = [(" x ".join(switches), " x ".join(name for name, _ in some), stage,
+                 combine([idea for _, idea in some])) for some in levels]
+    runs = {}
+    for row in rows:
+        for seed in range(seeds):
+            runs.setdefault(folder_of(*row, seed), (*row, seed))
+    return rows, runs
+
+
+def try_all(rows):
+    """Do one step of every row before hours of training. Raises ValueError if one cannot be trained."""
+    digits = draw_digits(200, 0)
+    for name, level, stage, idea in rows:
+        try:
+            steps = steps_of(idea, stage, digits)
+            for _, step in (steps[0], steps[-1]):
+                step()
+        except Exception as error:    # a class of the user's can fail in any way
+            raise ValueError(f"{name} = {level} cannot be trained: {explain(error)}") from error
+
+
+# --- What the runs share ----------------------------------------------------------------------------------
+
+def prepare(args, out, stages):
+    """The digit classifier, and the model whose VAE (and transformer) the other stages build on -> what the
+    specs of all runs contain."""
+    classifier, model = out / "digit_classifier.pt", Path(args.model or out / "shared" / "model.pt")
+    (out / "latents").mkdir(parents=True, exist_ok=True)
+    if not classifier.exists():
+        print("training the digit classifier, once", flush=True)
+        digits = MovingDigits(*load_digits(args.digits, 0)[0], SHORT.model.data)
+        weights = metrics.train_classifier(digits).state_dict()
+        put_in_place(classifier, lambda part: torch.save(weights, part))
+    if stages & {"dit", "decoder"} and not model.exists() and not args.model:
+        print("training a whole short toy, once: the runs share its VAE", flush=True)
+        spec = {"stage": "both", "seed": 0, "digits": args.digits, "device": args.device}
+        run, _ = train(Idea(), scaled(SHORT, args.shared_budget), spec, out / "shared")
+        save_checkpoint(model, run.model, half=True)
+    return {"prompts": args.prompts, "digits": args.digits, "device": args.device,
+            "classifier": str(classifier.resolve()), "model": str(model.resolve()),
+            "latents": str((out / "latents").resolve())}
+
+
+def calibrate(args, out, stages):
+    """How many times the short toy's own steps a run of each stage may do: --budget times LENGTH. With
+    --minutes, the default's steps are timed once; the answer is stored, so that a resumed ablation trains the
+    same."""
+    if args.minutes is None:
+        return {stage: args.budget * LENGTH[stage] for stage in stages}
+    path = out / "budget.json"
+    budget = json.loads(path.read_text()) if path.exists() else {}
+    digits, threads = load_digits(args.digits, 0)[0], torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // args.jobs))
+    for stage in sorted(stages - set(budget)):
+        budget[stage] = round(60 * args.minutes / seconds(Idea(), stage, digits), 4)
+    torch.set_num_threads(threads)
+    put_in_place(path, lambda part: part.write_text(json.dumps(budget)))
+    return budget
+
+
+# --- Running ----------------------------------------------------------------------------------------------
+
+def is_done(folder, idea, budget):
+    """Whether a folder has the report of this idea. Raises ValueError if it holds a run of something else,
+    such as an earlier version of the user's file."""
+    for path in (folder / "spec.json", folder / "report.json"):
+        if path.exists():
+            run = json.loads(path.read_text())
+            if identity_in(run) != identity(idea) or run["budget"] != budget:
+                raise ValueError(f"{folder} holds a run with another idea or budget: "
+                                 "name another folder with --out")
+    return (folder / "report.json").exists()
+
+
+def run_all(args, out, runs):
+    """Do the runs that are not done yet, `args.jobs` at a time, each in a process of its own."""
+    budget = calibrate(args, out, {stage for _, _, stage, _, _ in runs.values()})
+    todo = {out / where: run for where, run in runs.items()
+            if not is_done(out / where, run[3], budget[run[2]])}
+    print(f"{len(runs)} runs, {len(runs) - len(todo)} of them done", flush=True)
+    if not todo:
+        return
+    shared = prepare(args, out, {stage for _, _, stage, _, _ in todo.values()})
+    for folder, (_, level, stage, idea, seed) in todo.items():
+        spec = {"stage": stage, "level": level, "classes": [reference(cls) for cls in idea.classes],
+                **identity(idea), "seed": seed, "budget": budget[stage], **shared}
+        put_in_place(folder / "spec.json", lambda part: part.write_text(json.dumps(spec)))
+    run_workers(list(todo), args.jobs)
+
+
+def run_workers(waiting, jobs):
+    """Do the runs of these folders, `jobs` at a time, and print how long the rest will take.
+
+    Raises ValueError if some fail, after the others are done.
+    """
+    active, took, failed, total = {}, [], [], len(waiting)
+    try:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                folder = waiting.pop(0)
+                active[folder] = start_worker(folder, jobs), time.perf_counter()
+            time.sleep(0.2)
+            for folder in [folder for folder, (process, _) in active.items() if process.poll() is not None]:
+                process, began = active.pop(folder)
+                took.append(time.perf_counter() - began)
+                failed += [folder] if process.returncode else []
+                left = (len(waiting) + len(active) / 2) * sum(took) / len(took) / jobs / 60
+                print(f"{len(took)}/{total}  {folder}  {'FAILED' if process.returncode else 'done'} after "
+                      f"{took[-1]:.0f} s, about {left:.0f} min left", flush=True)
+    finally:
+        for process, _ in active.values():
+            process.kill()
+    if failed:
+        raise ValueError(f"{len(failed)} runs failed; the reason is in {failed[0] / 'log.txt'}")
+
+
+def start_worker(folder, jobs):
+    """A process for the run in a folder, which ends with this one."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    with open(folder / "log.txt", "a") as log:
+        return subprocess.Popen([sys.executable, "-m", "minltx.ablation", "--worker", str(folder)],
+                                stdin=subprocess.PIPE, stdout=log, stderr=log,
+                                env={**os.environ, "OMP_NUM_THREADS": threads})
+
+
+def worker(folder):
+    """The body of that process."""
+    def end_with_the_parent():
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
+    report = train_and_judge(json.loads((folder / "spec.json").read_text()), folder)
+    put_in_place(folder / "report.json", lambda part: part.write_text(json.dumps(report, indent=1)))
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+# --- The command ------------------------------------------------------------------------------------------
+
+def finish(args, out, rows, switches, asked):
+    """Write what was asked for, the tables and the plots; show them; copy them and the reports to --keep."""
+    put_in_place(out / "asked.json", lambda part: part.write_text(json.dumps(asked, indent=1)))
+    write_tables(out, rows, args.seeds, switches)
+    if args.keep:
+        for path in [out / "asked.json", *out.glob("table.*"), *out.glob("*.png"),
+                     *out.glob("*/*/seed*/report.json")]:
+            target = Path(args.keep) / path.relative_to(out)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    print(f"\n{(out / 'table.md').read_text()}\ntable.md, table.csv and plot.png are in {out}{os.sep}")
+
+
+def options():
+    """The command line."""
+    parser = Parser(prog="python -m minltx.ablation", description=__doc__)
+    add = parser.add_argument
+    add("switches", nargs="*", help="NAME, NAME=level,level, FIELD=value,value or FILE.py:CLASS (see --list)")
+    add("--list", action="store_true", help="show the switches and their levels")
+    add("--all", action="store_true", help="all switches of the list")
+    add("--grid", action="store_true", help="all combinations instead of one factor at a time")
+    add("--seeds", type=int, default=3, help="seeds 0, 1, ... (default: %(default)s)")
+    add("--minutes", type=float, help="training time of a default run; measured once, then stored")
+    add("--budget", type=float, default=1.0, help="or: times the usual length of a run (default: 1)")
+    add("--shared-budget", type=float, default=1.0, help="the same for the shared model (default: 1)")
+    add("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: 1)")
+    add("--prompts", type=int, default=100, help="held-out prompts to judge by (default: %(default)s)")
+    add("--digits", default="drawn", help="drawn, mnist or a folder of IDX files")
+    add("--model", metavar="FILE", help="a short toy's model.pt to share, instead of training one")
+    add("--device", help="cpu, cuda or mps")
+    add("--out", default="runs/ablation", help="folder for everything (default: %(default)s)")
+    add("--keep", metavar="FOLDER", help="copy tables, plots and reports to this folder in the end")
+    add("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
+    return parser
+
+
+def ablate(args, command):
+    """Check what was asked, run it, compare."""
+    asked = list(SWITCHES) if args.all else args.switches
+    if not asked:
+        raise ValueError(f"name a switch: {', '.join(SWITCHES)}; or --all, or --list")
+    if args.seeds < 1 or args.jobs < 1 or args.prompts < 2 or (args.minutes or 1) <= 0:
+        raise ValueError("--seeds, --jobs and --minutes must be positive, --prompts at least 2")
+    switches, out = dict(parse_switch(text) for text in asked), Path(args.out)
+    rows, runs = plan(switches, args.seeds, args.grid)
+    try_all(rows)
+    run_all(args, out, runs)
+    finish(args, out, rows, switches, {"command": command, "switches": asked, "seeds": args.seeds,
+                                       "grid": args.grid})
+
+
+def main(argv=None):
+    parser = options()
+    args = parser.parse_args(argv)
+    if args.worker:
+        return worker(Path(args.worker))
+    if args.list:
+        for name, switch in SWITCHES.items():
+            print(f"{name:16} {switch.stage:8} {', '.join(switch.levels)}\n{'':25} {switch.claim}")
+        return None
+    try:
+        words = sys.argv[1:] if argv is None else argv
+        return ablate(args, shlex.join(["python", "-m", "minltx.ablation", *words]))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped; the same command goes on\n")
+
+
+if __name__ == "__main__":
+    main()

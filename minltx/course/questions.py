@@ -1,0 +1,446 @@
+"""The questions of the assignments: the correct function, inputs to try it on, and common mistakes.
+
+Every mistake is here as code, next to the hint that a learner who made it needs. A test checks that each hint
+is given for its own mistake.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+
+from minltx import flow, layers, losses, patchify, rope, sampler, vae
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question: the function's name, its points, the correct function, inputs(generator) -> list of
+    argument tuples, and mistakes: {hint: function}."""
+
+    name: str
+    points: int
+    reference: Callable
+    inputs: Callable
+    mistakes: dict
+    tolerance: float = 1e-5
+
+
+def normal(g, *shape):
+    return torch.randn(*shape, generator=g)
+
+
+def uniform(g, *shape):
+    return torch.rand(*shape, generator=g)
+
+
+# --- A1: flow ---------------------------------------------------------------------------------------------
+
+along = flow.expand_like
+
+
+def clips_and_times(g):
+    """Latents (B, C, f, h, w) and points (B, 2), two of each, and times (B,)."""
+    return [(normal(g, 3, 4, 2, 2, 3), normal(g, 3, 4, 2, 2, 3), uniform(g, 3)),
+            (normal(g, 5, 2), normal(g, 5, 2), uniform(g, 5))]
+
+
+def path_with(data, noise):
+    """A mistake in the path: other weights of data and noise, both functions of t."""
+    return lambda x0, n, t: data(along(t, x0)) * x0 + noise(along(t, x0)) * n
+
+
+def shift_with(formula):
+    """A mistake in the shift: formula(t, mu)."""
+    return lambda t, tokens: formula(t, flow.shift_mu(tokens))
+
+
+def field(z, t):
+    """A velocity that depends on place and time, so that every error in Euler's method shows."""
+    return torch.sin(3 * z) + t[:, None]
+
+
+def euler_with(step):
+    """Euler's method with another step: step(velocity, z, t, t_next)."""
+    def run(velocity, z, schedule):
+        for t, t_next in zip(schedule[:-1], schedule[1:]):
+            z = step(velocity, z, t.expand(len(z)), t_next.expand(len(z)))
+        return z
+    return run
+
+
+A1 = {
+    "A1.1": Check("interpolate", 2, flow.interpolate, clips_and_times, {
+        "t = 1 is noise and t = 0 is data; your path runs the other way":
+            path_with(lambda t: t, lambda t: 1 - t),
+        "that is the curved path of DDPM, whose squared weights add up to 1; rectified flow is straight":
+            path_with(lambda t: (1 - t**2).sqrt(), lambda t: t),
+        "the data must fade out: multiply x0 by 1 - t": path_with(lambda t: 1, lambda t: t),
+        "append axes of length 1 to t until it has as many axes as x0": lambda x, n, t: (1 - t) * x + t * n,
+        "one more axis is enough for points, not for latents: t needs as many axes as x0":
+            lambda x, n, t: (1 - t[:, None]) * x + t[:, None] * n}),
+    "A1.2": Check("velocity", 1, flow.velocity, lambda g: [(normal(g, 3, 4, 2), normal(g, 3, 4, 2))], {
+        "the sign: z = (1 - t) x0 + t noise, so dz/dt = noise - x0": lambda x0, noise: x0 - noise,
+        "that is the noise itself, which DDPM learns; the velocity is dz/dt": lambda x0, noise: noise,
+        "that is the data itself; the velocity is dz/dt": lambda x0, noise: x0,
+        "a sum is not the direction from one point to another: subtract": lambda x0, noise: x0 + noise}),
+    "A1.3": Check("predict_x0", 1, flow.predict_x0, clips_and_times, {
+        "the velocity points towards noise: walk back, against it": lambda z, v, t: z + along(t, z) * v,
+        "the distance to the data is t, not 1 - t": lambda z, v, t: z - (1 - along(t, z)) * v,
+        "the way back has length t; you took a whole step of length 1": lambda z, v, t: z - v,
+        "you went on to the noise; the data is at t = 0": lambda z, v, t: z + (1 - along(t, z)) * v,
+        "append axes of length 1 to t until it has as many axes as z": lambda z, v, t: z - t * v,
+        "one more axis is enough for points, not for latents: t needs as many axes as z":
+            lambda z, v, t: z - t[:, None] * v}),
+    "A1.4": Check("flow_loss", 2, flow.flow_loss, lambda g: [
+        (normal(g, 2, 6, 4), normal(g, 2, 6, 4), (uniform(g, 2, 6, 1) > 0.4).float())], {
+        "given tokens are not part of the mean: divide by the sum of the weight, expanded to v's shape":
+            lambda v, x, w: ((v - x).square() * w).mean(),
+        "every token counts here: multiply by the weight": lambda v, x, w: (v - x).square().mean(),
+        "one mean over the batch, not a mean per sample: samples with few tokens would weigh more":
+            lambda v, x, w: (((v - x).square() * w).sum((1, 2)) / w.expand_as(v).sum((1, 2))).mean(),
+        "weight 1 counts and 0 does not; you swapped them": lambda v, x, w: flow.flow_loss(v, x, 1 - w),
+        "a mean, not a sum: divide by the sum of the weight": lambda v, x, w: ((v - x).square() * w).sum(),
+        "use the squared error, not the absolute error":
+            lambda v, x, w: ((v - x).abs() * w.expand_as(v)).sum() / w.expand_as(v).sum(),
+        "the weight has one number per token, v has one per channel: expand the weight before you sum it":
+            lambda v, x, w: ((v - x).square() * w).sum() / w.sum()}),
+    "A1.5": Check("shift_times", 2, flow.shift_times, lambda g: [(torch.linspace(1, 0.1, 10), 1024),
+                                                                 (torch.linspace(1, 0.05, 20), 80)], {
+        "mu is an exponent: the factor is e^mu": shift_with(lambda t, mu: mu / (mu + 1 / t - 1)),
+        "that shifts towards data; a positive mu must shift towards noise":
+            shift_with(lambda t, mu: math.exp(-mu) / (math.exp(-mu) + 1 / t - 1)),
+        "the number of tokens is not mu: compute mu = shift_mu(tokens) first":
+            lambda t, tokens: math.exp(tokens) / (math.exp(tokens) + 1 / t - 1),
+        "the - 1 is missing: e^mu / (e^mu + (1/t - 1))":
+            shift_with(lambda t, mu: math.exp(mu) / (math.exp(mu) + 1 / t)),
+        "the brackets: (1/t) - 1, not 1/(t - 1)":
+            shift_with(lambda t, mu: math.exp(mu) / (math.exp(mu) + 1 / (t - 1))),
+        "torch.exp needs a tensor and mu is a number: use math.exp": shift_with(lambda t, mu: torch.exp(mu)),
+        "the denominator has 1/t - 1, not 1 - t":
+            shift_with(lambda t, mu: math.exp(mu) / (math.exp(mu) + (1 - t)))}),
+    "A1.6": Check("euler", 2, sampler.euler, lambda g: [
+        (field, normal(g, 4, 3), torch.tensor([1.0, 0.7, 0.45, 0.1, 0.0]))], {
+        "use the velocity at the beginning of the step: evaluate it at t, not at t_next":
+            euler_with(lambda v, z, t, s: z + (s - t)[:, None] * v(z, s)),
+        "time runs from 1 down to 0, so t_next - t is negative; your steps move away from the data":
+            euler_with(lambda v, z, t, s: z + (t - s)[:, None] * v(z, t)),
+        "velocity needs a time per sample, (B,): t.expand(len(z))": lambda v, z, s: [v(z, t) for t in s[:-1]],
+        "times are (B,), one number per sample, without further axes":
+            lambda v, z, s: z + (s[1] - s[0]) * v(z, s[:1].expand(len(z), 1)),
+        "evaluate the velocity again at every step: it depends on place and time":
+            lambda v, z, s: z + (s[-1] - s[0]) * v(z, s[:1].expand(len(z))),
+        "the last step is missing: it ends at the last time": lambda v, z, s: sampler.euler(v, z, s[:-1]),
+        "each step has its own length, t_next - t; the steps are not equal":
+            lambda v, z, s: euler_with(lambda v, z, t, n: z - v(z, t) / (len(s) - 1))(v, z, s)}),
+}
+
+
+# --- A2: the VAE ------------------------------------------------------------------------------------------
+
+def cut(x, p):
+    """(B, C, F, H, W) -> (B, C, F, H/p, row, W/p, column)."""
+    B, C, frames, H, W = x.shape
+    return x.reshape(B, C, frames, H // p, p, W // p, p)
+
+
+def fold_with(split, order):
+    """A mistake in patchify: the axes after `split` in another order, then joined."""
+    return lambda x, p: split(x, p).permute(order).reshape(
+        x.shape[0], -1, x.shape[2], x.shape[3] // p, x.shape[4] // p)
+
+
+def causal_pad(x):
+    """The padding of `vae.CausalConv3d`."""
+    return torch.cat([x[:, :, :1]] * 2 + [x], dim=2)
+
+
+def noisy_latent(latent, noise, s, mean, std):
+    """Normalised latent, mixed with noise, then un-normalised: the decoder's input (SPEC 2.3)."""
+    return raw(flow.interpolate(latent, noise, s), mean, std)
+
+
+def raw(latent, mean, std):
+    return latent * std[:, None, None, None] + mean[:, None, None, None]
+
+
+A2 = {
+    "A2.1": Check("patchify", 3, patchify.patchify, lambda g: [(normal(g, 2, 3, 2, 4, 8), 2),
+                                                               (normal(g, 1, 2, 1, 8, 4), 4)], {
+        "within a patch the column is the slow index and the row the fast one (unlike PixelUnshuffle)":
+            fold_with(cut, (0, 1, 4, 6, 2, 3, 5)),
+        "reshape alone mixes pixels of different patches: permute the axes first":
+            fold_with(lambda x, p: x, (0, 1, 2, 3, 4)),
+        "the colour must be the slowest of the new channel's three indices (c, column, row)":
+            fold_with(cut, (0, 6, 4, 1, 2, 3, 5)),
+        "the pixels of a patch are neighbours: H splits into (H/p, p), not (p, H/p)":
+            fold_with(lambda x, p: x.reshape(*x.shape[:3], p, x.shape[3] // p, p, x.shape[4] // p),
+                      (0, 1, 5, 3, 2, 4, 6)),
+        "a mean loses pixels; patchify keeps every number":
+            lambda x, p: F.avg_pool3d(x, (1, p, p)).repeat(1, p * p, 1, 1, 1)}),
+    "A2.2": Check("latent_frames", 1, lambda frames: (frames - 1) // 8 + 1,
+                  lambda g: [(1,), (9,), (17,), (97,), (121,)], {
+        "the first frame has a latent frame of its own: 8k+1 frames make k+1": lambda frames: frames // 8,
+        "one too many: one for the first frame, one for every 8 more": lambda frames: (frames - 1) // 8 + 2,
+        "it must be a whole number: subtract the first frame, divide, add 1": lambda frames: frames / 8}),
+    "A2.3": Check("causal_pad", 2, causal_pad, lambda g: [(normal(g, 2, 3, 4, 2, 2),),
+                                                          (normal(g, 1, 2, 1, 3, 3),)], {
+        "that is not causal: with a copy at the end a frame sees the frame after it":
+            lambda x: torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2),
+        "the wrong side: the padding must come before the first frame":
+            lambda x: torch.cat([x] + [x[:, :, -1:]] * 2, dim=2),
+        "zeros look like a fade from black: repeat the first frame": lambda x: F.pad(x, (0, 0, 0, 0, 2, 0)),
+        "a kernel of 3 frames needs two more frames, not one": lambda x: torch.cat([x[:, :, :1], x], dim=2),
+        "frames are the third axis of (B, C, F, H, W)": lambda x: torch.cat([x[:, :1]] * 2 + [x], dim=1)}),
+    "A2.4": Check("pixel_norm", 2, vae.pixel_norm, lambda g: [(3 * normal(g, 2, 6, 2, 3, 3) + 1,)], {
+        "do not subtract a mean: only the length of the channel vector changes":
+            lambda x: F.layer_norm(x.movedim(1, -1), (x.shape[1],)).movedim(-1, 1),
+        "unit *mean* square, not unit length: divide the sum of squares by the number of channels":
+            lambda x: x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt(),
+        "normalise each voxel on its own: the mean is over channels, not over space and time":
+            lambda x: x * (x.square().mean((1, 2, 3, 4), keepdim=True) + 1e-8).rsqrt(),
+        "divide by the root of the mean square": lambda x: x / (x.square().mean(1, keepdim=True) + 1e-8)}),
+    "A2.5": Check("kl_divergence", 2, losses.kl_divergence, lambda g: [
+        (normal(g, 2, 4, 2, 2, 2), normal(g, 2, 4, 2, 2, 2))], {
+        "a divergence is never negative": lambda m, lv: -0.5 * (m.square() + lv.exp() - 1 - lv).mean(),
+        "logvar is already the log of the variance: use exp(logvar), not its square":
+            lambda m, lv: 0.5 * (m.square() + (2 * lv).exp() - 1 - 2 * lv).mean(),
+        "the factor 1/2 is missing": lambda m, lv: (m.square() + lv.exp() - 1 - lv).mean(),
+        "take the mean, not the sum": lambda m, lv: 0.5 * (m.square() + lv.exp() - 1 - lv).sum(),
+        "the term of the mean is missing, mean^2 / 2": lambda m, lv: 0.5 * (lv.exp() - 1 - lv).mean()}),
+    "A2.6": Check("noisy_latent", 2, noisy_latent, lambda g: [
+        (*normal(g, 2, 2, 4, 2, 2, 2), 0.1, normal(g, 4), uniform(g, 4) + 0.5)], {
+        "mix before you un-normalise; in the raw space each channel would get another noise level":
+            lambda z, n, s, m, d: flow.interpolate(raw(z, m, d), n, s),
+        "the latent must fade out: (1 - s) z + s noise": lambda z, n, s, m, d: raw(z + s * n, m, d),
+        "the decoder expects un-normalised latents: multiply by std, then add mean":
+            lambda z, n, s, m, d: flow.interpolate(z, n, s),
+        "that normalises once more; to un-normalise, multiply by std and add mean":
+            lambda z, n, s, m, d: raw(flow.interpolate(z, n, s), -m / d, 1 / d),
+        "the noise is missing": lambda z, n, s, m, d: raw(z, m, d)}),
+}
+
+
+# --- A3: RoPE and attention -------------------------------------------------------------------------------
+
+def seconds_of(frames, fps):
+    """Latent frame numbers (f,) -> seconds, for a VAE with 8 frames per latent frame."""
+    return (8 * frames + 1 - 8).clamp(min=0) / fps
+
+
+def angles_with(frequencies):
+    """Fractions of the largest position (N,) -> angles (N, n) at the frequencies(n)."""
+    return lambda fractions, n: (2 * fractions - 1)[:, None] * frequencies(n)
+
+
+angles_of = angles_with(lambda n: 10000.0 ** torch.linspace(0, 1, n) * math.pi / 2)
+
+
+def vectors_and_tables(g):
+    angle = 6 * uniform(g, 5, 4)
+    return [(normal(g, 2, 5, 8), *(x.repeat_interleave(2, -1) for x in (angle.cos(), angle.sin())))]
+
+
+def rotate_halves(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    (cos_a, cos_b), (sin_a, sin_b) = cos.chunk(2, -1), sin.chunk(2, -1)
+    return torch.cat([a * cos_a - b * sin_a, b * cos_b + a * sin_b], dim=-1)
+
+
+def split_heads(x, heads):
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(x):
+    return x.transpose(1, 2).flatten(2)
+
+
+def attend_with(split=split_heads, join=join_heads, scale=lambda q, heads: q.shape[-1], axis=-1):
+    """(B, N, D) each -> (B, N, D), softmax(q k / sqrt(D / heads)) v in every head; or with a mistake."""
+    def run(q, k, v, heads):
+        q, k, v = (split(x, heads) for x in (q, k, v))
+        return join((q @ k.mT / scale(q, heads) ** 0.5).softmax(axis) @ v)
+    return run
+
+
+attend = attend_with()
+
+
+def adaptive_norm(x, shift, scale):
+    """(B, N, D), (B, 1, D), (B, 1, D) -> (B, N, D)."""
+    return layers.modulate(layers.rms_norm(x), shift, scale)
+
+
+A3 = {
+    "A3.1": Check("seconds_of", 2, seconds_of, lambda g: [(torch.arange(6.0), 24.0),
+                                                          (torch.arange(3.0), 12.5)], {
+        "latent frame 0 covers one pixel frame, so all later ones begin earlier": lambda f, fps: 8 * f / fps,
+        "no time is before the first frame: clamp at 0": lambda f, fps: (8 * f - 7) / fps,
+        "divide by fps instead of multiplying": lambda f, fps: (8 * f - 7).clamp(min=0) * fps,
+        "these are still frames, not seconds: divide by fps": lambda f, fps: (8 * f - 7).clamp(min=0),
+        "a latent frame covers 8 pixel frames": lambda f, fps: f / fps}),
+    "A3.2": Check("angles_of", 2, angles_of, lambda g: [(uniform(g, 7), 5)], {
+        "positions are first moved to [-1, 1]: 2 p - 1": lambda p, n: angles_of((p + 1) / 2, n),
+        "these frequencies descend, as in a language model; here they ascend from pi/2 to 10000 pi/2":
+            angles_with(lambda n: 10000.0 ** -torch.linspace(0, 1, n) * math.pi / 2),
+        "the factor pi/2 is missing": angles_with(lambda n: 10000.0 ** torch.linspace(0, 1, n)),
+        "the first of n frequencies is pi/2 and the last is 10000 times that: i / (n - 1), not i / n":
+            angles_with(lambda n: 10000.0 ** (torch.arange(n) / n) * math.pi / 2),
+        "equal *ratios* between neighbouring frequencies, not equal differences":
+            angles_with(lambda n: torch.linspace(1, 10000, n) * math.pi / 2)}, 1e-4),
+    "A3.3": Check("rotate", 3, rope.rotate, vectors_and_tables, {
+        "neighbours rotate together, channels 2j and 2j+1; you paired the first half with the second":
+            rotate_halves,
+        "the sign: (a, b) -> (a cos - b sin, b cos + a sin)": lambda x, c, s: rope.rotate(x, c, -s),
+        "both channels of a pair change: (a, b) -> (a cos - b sin, b cos + a sin)": lambda x, c, s: x * c,
+        "pairs must stay neighbours: stack a and b on a new last axis and flatten, do not concatenate":
+            lambda x, c, s: torch.cat([rope.rotate(x, c, s)[..., i::2] for i in (0, 1)], dim=-1),
+        "a rotation swaps the pair and flips one sign; yours does not": lambda x, c, s: x * c + x * s}),
+    "A3.4": Check("rms_norm", 2, layers.rms_norm, lambda g: [(2 * normal(g, 2, 5, 12) + 0.5,),
+                                                             (torch.zeros(1, 2, 6),)], {
+        "zeros become nan: add 1e-6 inside the root": lambda x: x / x.square().mean(-1, keepdim=True).sqrt(),
+        "that is LayerNorm: do not subtract the mean": lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-6),
+        "use the mean of the squares, not their sum": lambda x: F.normalize(x, dim=-1),
+        "normalise over the last axis, token by token, not over tokens":
+            lambda x: x * (x.square().mean((1, 2), keepdim=True) + 1e-6).rsqrt(),
+        "divide by the root of the mean square": lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-6)}),
+    "A3.5": Check("attend", 3, attend, lambda g: [(*normal(g, 3, 2, 5, 12), 3),
+                                                  (*normal(g, 3, 1, 4, 8), 2)], {
+        "each head has its own softmax: split the width into heads": lambda q, k, v, h: attend(q, k, v, 1),
+        "the scale is 1 / sqrt(D / heads), not 1 / sqrt(D)": attend_with(scale=lambda q, h: q.shape[-1] * h),
+        "the scale 1 / sqrt(D / heads) is missing": attend_with(scale=lambda q, h: 1),
+        "the weights of all *keys* add up to 1: softmax over the last axis": attend_with(axis=-2),
+        "a head is a group of neighbouring channels: (D) -> (heads, D / heads), not (D / heads, heads)":
+            attend_with(lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, 1),
+                        lambda x: x.movedim(1, -1).flatten(2)),
+        "move the heads back after the tokens before you join them":
+            attend_with(join=lambda x: x.reshape(x.shape[0], x.shape[2], -1)),
+        "swap the axes of tokens and heads before you multiply q by k: (B, heads, N, D / heads)":
+            attend_with(lambda x, h: x.unflatten(-1, (h, -1)), lambda x: x.flatten(2))}),
+    "A3.6": Check("adaptive_norm", 2, adaptive_norm, lambda g: [
+        (normal(g, 2, 5, 8), normal(g, 2, 1, 8), normal(g, 2, 1, 8))], {
+        "a scale of 0 changes nothing: multiply by 1 + scale":
+            lambda x, shift, scale: layers.rms_norm(x) * scale + shift,
+        "first scale, then shift": lambda x, shift, scale: (layers.rms_norm(x) + shift) * (1 + scale),
+        "normalise x before you scale and shift it": layers.modulate,
+        "normalise first, then scale and shift; you did it the other way round":
+            lambda x, shift, scale: layers.rms_norm(layers.modulate(x, shift, scale)),
+        "the norm is RMS norm, which does not subtract the mean":
+            lambda x, shift, scale: layers.modulate(F.layer_norm(x, x.shape[-1:], eps=1e-6), shift, scale),
+        "shift and scale are swapped": lambda x, shift, scale: adaptive_norm(x, scale, shift)}),
+}
+
+
+# --- A4: the sampler and image-to-video -------------------------------------------------------------------
+
+def strengths(g):
+    return [(0.6, torch.tensor([1.0, 0.5, 0.2, 0.0]).reshape(1, 4, 1).expand(2, -1, -1)),
+            (0.3, uniform(g, 1, 6, 1))]
+
+
+def per_token(z, t):
+    """A velocity that depends on every token's own time, and on the others' as attention would."""
+    return torch.cos(2 * z) - t[..., None] - t.mean(-1)[..., None, None]
+
+
+def schedules(g):
+    """Schedules that do not contain t, contain it, and contain it except for rounding."""
+    even = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+    return [(flow.shifted_schedule(8, 2304), 0.6), (even, 0.5), (even + 3e-8, 0.25)]
+
+
+def tokens_and_strengths(g):
+    strength = torch.tensor([1.0, 1.0, 0.4, 0.0, 0.0]).reshape(1, 5, 1)
+    return [(per_token, normal(g, 2, 5, 3), torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0]), strength)]
+
+
+def own_times(t, strength):
+    return sampler.token_times(t, strength)[0]
+
+
+def moves(t, strength):
+    return sampler.token_times(t, strength)[1]
+
+
+def euler_for_tokens(times=own_times, moves=moves):
+    """Euler's method with conditions, with a mistake in the times or in which tokens move."""
+    def run(velocity, z, schedule, strength):
+        for t, t_next in zip(schedule[:-1].tolist(), schedule[1:].tolist()):
+            moved = z + (t_next - t) * velocity(z, times(t, strength))
+            z = torch.where(moves(t, strength), moved, z)
+        return z
+    return run
+
+
+A4 = {
+    "A4.1": Check("classifier_free_guidance", 2, sampler.classifier_free_guidance,
+                  lambda g: [(normal(g, 2, 4, 3), normal(g, 2, 4, 3), 3.0)], {
+        "a scale of 1 must give v_text itself: start from v_null": lambda v0, v1, s: v1 + s * (v1 - v0),
+        "that steers away from the caption: use v_text - v_null": lambda v0, v1, s: v0 + s * (v0 - v1),
+        "that is an average; guidance goes past the caption": lambda v0, v1, s: (v0 + s * v1) / (1 + s),
+        "go from v_null to v_text, not from v_text to v_null": lambda v0, v1, s: v1 + s * (v0 - v1),
+        "scale the difference of the two, not v_text itself": lambda v0, v1, s: v0 + s * v1,
+        "the scale is not used": lambda v0, v1, s: v1}),
+    "A4.2": Check("token_times", 3, sampler.token_times, strengths, {
+        "a given token is nearer to data than the rest: the smaller of t and 1 - strength":
+            lambda t, s: ((1 - s).clamp(min=t)[..., 0], moves(t, s)),
+        "strength 1 means kept, at time 0: use 1 - strength": lambda t, s: sampler.token_times(t, 1 - s),
+        "a token moves from its own time on, not before": lambda t, s: (own_times(t, s), ~moves(t, s)),
+        "a token of strength 0.5 also moves, when t has reached 0.5": lambda t, s: (own_times(t, s), s == 0),
+        "a token of strength 0.5 also stays fixed, until t has reached 0.5":
+            lambda t, s: (own_times(t, s), s < 1),
+        "a given token does not move while t is above its own time":
+            lambda t, s: (own_times(t, s), torch.ones_like(s, dtype=torch.bool)),
+        "times are (B, N), one axis less than strength": lambda t, s: ((1 - s).clamp(max=t), moves(t, s))}),
+    "A4.3": Check("conditioned_euler", 3, sampler.euler, tokens_and_strengths, {
+        "the given tokens moved: a token stays fixed until t has come down to 1 - strength":
+            euler_for_tokens(moves=lambda t, s: torch.ones_like(s, dtype=torch.bool)),
+        "the network needs each token's own time": euler_for_tokens(lambda t, s: torch.full(s.shape[:2], t)),
+        "a token of strength below 1 also stays fixed at first": euler_for_tokens(moves=lambda t, s: s < 1),
+        "the sign of the step: t_next - t is negative, and that is correct":
+            lambda v, z, schedule, s: sampler.euler(lambda z, t: -v(z, t), z, schedule, s),
+        "the wrong tokens move: where(moves, moved, z)": euler_for_tokens(moves=lambda t, s: ~moves(t, s)),
+        "a token of strength below 1 moves in the end": euler_for_tokens(moves=lambda t, s: s == 0)}),
+    "A4.4": Check("shifted_schedule", 2, flow.shifted_schedule, lambda g: [(8, 2304), (20, 80)], {
+        "the shift is missing: apply `shift_times`": lambda n, N: torch.linspace(1, 0, n + 1),
+        "the last time is 0: append it after the shift": lambda n, N: flow.shifted_schedule(n, N)[:-1],
+        "shift only the times from 1 to 1/steps, and append the 0 afterwards":
+            lambda n, N: flow.shift_times(torch.linspace(1, 0, n + 1, dtype=torch.float64), N, 0.1).float(),
+        "the last time before 0 must be 0.1": lambda n, N: flow.shifted_schedule(n, N, terminal=None),
+        "from noise to data means from 1 down to 0": lambda n, N: flow.shifted_schedule(n, N).flip(0)}),
+    "A4.5": Check("schedule_from", 2, flow.schedule_from, schedules, {
+        "start at t itself, then all times below it": lambda s, t: s[s < t - 1e-6],
+        "keep the times below t, not those above": lambda s, t: torch.cat([s[s > t], s.new_tensor([t])]),
+        "t itself comes first, and only once": lambda s, t: torch.cat([s.new_tensor([t]), s[s <= t]]),
+        "t times the whole schedule gives other times than the model's own": lambda s, t: s * t}),
+}
+
+
+# --- A5: an open ablation ---------------------------------------------------------------------------------
+
+def paired_with(spread_of=lambda values, d: statistics.stdev(d), both=True):
+    """Compare seed by seed -> mean difference, its spread, whether it is clear; or with a mistake."""
+    def run(values, reference):
+        d = [a - b for a, b in zip(values, reference)]
+        mean, spread = statistics.mean(d), spread_of(values, d)
+        one_sign = all(x * mean > 0 for x in d)
+        return mean, spread, one_sign and (abs(mean) > spread or not both)
+    return run
+
+
+paired_difference = paired_with()
+
+
+A5 = {
+    "A5.1": Check("paired_difference", 2, paired_difference, lambda g: [
+        ([11.0, 21.0, 31.2], [10.0, 20.0, 30.0]), ([11.0, 19.0, 31.0], [10.0, 20.0, 30.0]),
+        ([10.1, 23.0, 30.1], [10.0, 20.0, 30.0])], {
+        "the spread of the differences, not of the values": paired_with(lambda a, d: statistics.stdev(a)),
+        "the sign: the level minus the reference": lambda a, b: paired_difference(b, a),
+        "the sample standard deviation divides by n - 1": paired_with(lambda a, d: statistics.pstdev(d)),
+        "clear needs both, a mean above the spread and one sign for all": paired_with(both=False)}),
+}
+
+CHECKS = {**A1, **A2, **A3, **A4, **A5}

@@ -1,0 +1,190 @@
+"""The report of a training: both networks judged on held-out clips, with figures, curves and videos.
+
+    figures, videos = judge(model, data, held_out, seed=0, prompts=200)
+    report = write_report(run, command, figures, videos)
+    print(table(report))
+"""
+
+import json
+import math
+import time
+
+import torch
+
+from minltx.command import hardware
+from minltx.evaluation.metrics import caption_accuracy, motion_ratio, psnr, train_classifier
+from minltx.files import put_in_place
+from minltx.flow import interpolate
+from minltx.toy.data import EVALUATION, MovingDigits, describe, rng
+from minltx.toy.model import GUIDANCE, STEPS
+from minltx.video.files import save_video
+from minltx.video.plots import save_curves
+
+NOISE = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3)    # degrees of noise at which the decoder is judged
+
+
+def clips_at_once(most, data):
+    """How many clips of a data set to process in one batch: `most`, or fewer if they are large."""
+    return max(1, min(most, 2**23 // math.prod(data.config.clip_shape)))
+
+
+# --- Judging ----------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def reconstruct(vae, video, t=0.0, noise=None):
+    """Encode and decode (B, 3, F, H, W). noise (standard normal, like the latent) is mixed in up to t."""
+    mean = vae.encode(video)[0]
+    times = torch.full((len(video),), t, device=video.device)
+    if noise is not None:
+        mean = vae.denormalize(interpolate(vae.normalize(mean), noise, times))
+    return vae.decode(mean, times).clamp(-1, 1)
+
+
+@torch.no_grad()
+def judge_vae(model, held_out, classifier, seed):
+    """Reconstruct held-out clips -> reconstructions and clips (B, 3, F, H, W), figures by name.
+
+    The figures: PSNR, motion, PSNR over added noise, and which digits the classifier still recognises (None:
+    not measured).
+    """
+    device, config = model.vae.latent_mean.device, model.config.data
+    video, scenes = held_out.batch(clips_at_once(128, held_out), rng(seed, EVALUATION, 1))
+    video = video.to(device)
+    output = reconstruct(model.vae, video)
+    shape = model.vae.latent_shape(*video.shape[2:])
+    noise = torch.randn((len(video), *shape), generator=rng(seed, EVALUATION, 2)).to(device)
+    figures = {"psnr": psnr(output, video).mean().item(),
+               "psnr_of_black": psnr(-torch.ones_like(video), video).mean().item(),
+               "motion_ratio": motion_ratio(output, video), "clips": len(video),
+               "psnr_over_noise": {t: psnr(reconstruct(model.vae, video, t, noise), video).mean().item()
+                                   for t in NOISE}}
+    if classifier:
+        figures["read"] = caption_accuracy(output, scenes, config, classifier)
+        figures["read_in_data"] = caption_accuracy(video, scenes, config, classifier)
+    return output.cpu(), video.cpu(), figures
+
+
+@torch.no_grad()
+def judge_dit(model, held_out, classifier, seed, prompts):
+    """Sample held-out captions with new seeds -> text-to-video and image-to-video (B, 3, F, H, W), captions,
+    figures by name. Image-to-video starts from held-out first frames. Without a classifier (None), what the
+    captions say is not compared."""
+    generator = rng(seed, EVALUATION, 3)
+    if classifier:
+        scenes = held_out.choose(prompts, generator, held_out=True)
+        clips = held_out.clips(scenes, generator)
+    else:
+        clips, scenes = held_out.batch(prompts, generator)
+    captions, seeds = [describe(scene) for scene in scenes], [1_000_000 + i for i in range(prompts)]
+    first, few = clips[:, :, :1], clips_at_once(80, held_out)
+
+    def generate(given):
+        parts = []
+        for i in range(0, prompts, few):
+            part = slice(i, i + few)
+            conditions = [(first[part], 0, 1.0)] if given else ()
+            parts.append(model.generate(captions[part], seeds[part], tuple(clips.shape[2:]), conditions))
+        return torch.cat(parts)
+
+    def accuracy(video):
+        return caption_accuracy(video, scenes, model.config.data, classifier) if classifier else {}
+
+    text, image = generate(given=False), generate(given=True)
+    best = reconstruct(model.vae, first.to(model.vae.latent_mean.device)).cpu()
+    figures = {"prompts": prompts, "steps": STEPS, "guidance": GUIDANCE, "text_to_video": accuracy(text),
+               "image_to_video": {**accuracy(image),
+                                  "first_frame_psnr": psnr(image[:, :, :1], first).mean().item(),
+                                  "vae_first_frame_psnr": psnr(best, first).mean().item()}}
+    return text, image, captions, figures
+
+
+def judge(model, data, held_out, seed, prompts):
+    """Judge a trained model -> figures by name, {file name: (video, captions)}.
+
+    A classifier is trained on `data`, if that is MovingDigits; of a folder of clips at most 12 prompts are
+    sampled. With prompts = 0 only the VAE is judged.
+    """
+    began, classifier = time.perf_counter(), None
+    if isinstance(data, MovingDigits):
+        classifier = train_classifier(data, seed=seed)
+    output, clips, vae = judge_vae(model, held_out, classifier, seed)
+    pairs = torch.stack([clips[:6], output[:6]], dim=1).flatten(0, 1)
+    videos = {"reconstruction.png": (pairs, ["held-out clip", "reconstruction"] * (len(pairs) // 2))}
+    dit = None
+    if prompts:
+        prompts = prompts if classifier else min(prompts, 12)
+        text, image, captions, dit = judge_dit(model, held_out, classifier, seed, prompts)
+        samples = text[:12], captions[:12]
+        videos |= {"samples.gif": samples, "samples.png": samples,
+                   "image_to_video.gif": (image[:12], captions[:12])}
+    return {"vae": vae, "dit": dit, "seconds": time.perf_counter() - began}, videos
+
+
+# --- The run's folder -------------------------------------------------------------------------------------
+
+def build_report(run, command, figures):
+    """Everything about a run, its settings, times, figures and curves, as a dictionary for JSON."""
+    model = run.model
+    parts = {"encoder": model.vae.encoder, "decoder": model.vae.decoder, "dit": model.dit, "text": model.text}
+    return {
+        "command": command, "hardware": hardware(run.device), "seed": run.seed,
+        "digits": run.identity["digits"], "settings": run.identity["settings"],
+        "compression": f"1:{3 * math.prod(model.vae.config.stride) / model.vae.config.latent_channels:g}",
+        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
+        "seconds": {**run.seconds, "report": figures["seconds"]},
+        "vae": figures["vae"], "dit": figures["dit"],
+        "loss_by_t": [total / count if count else None for total, count in run.by_t], "history": run.history}
+
+
+def write_report(run, command, figures, videos):
+    """Write report.json, curves.png and the videos of `judge` into the run's folder -> the report."""
+    report = build_report(run, command, figures)
+    for name, (video, captions) in videos.items():
+        save_video(run.out / name, video, captions, run.model.config.data.fps)
+    put_in_place(run.out / "report.json", lambda part: part.write_text(json.dumps(report, indent=1)))
+    save_report_curves(run.out / "curves.png", report)
+    return report
+
+
+def save_report_curves(path, report):
+    """Losses, validation, loss over t and PSNR over noise in one picture."""
+    curves = {name: tuple(zip(*rows)) for name, rows in report["history"].items()}
+    noise = report["vae"]["psnr_over_noise"]
+    panels = [("VAE: noise added to the latents", "t, on which the decoder is conditioned", "PSNR in dB",
+               {"held-out clips": (list(noise), list(noise.values()))}, "linear")]
+    if "vae psnr" in curves:                                    # it was trained, not taken from a file
+        terms = {name.removeprefix("vae "): xy for name, xy in curves.items()
+                 if name.startswith("vae ") and name != "vae psnr"}
+        panels = [("VAE: loss terms before weighting", "step", "loss", terms, "log"),
+                  ("VAE: held-out clips", "step", "PSNR in dB", {"t = 0": curves["vae psnr"]}, "linear"),
+                  *panels]
+    if report["dit"]:
+        steps = {name.removeprefix("dit "): xy for name, xy in curves.items() if name.startswith("dit ")}
+        by_t = [(i / 10 + 0.05, loss) for i, loss in enumerate(report["loss_by_t"]) if loss is not None]
+        panels += [("Transformer: training", "step", "flow loss", steps, "linear"),
+                   ("Transformer: loss over t", "t", "flow loss",
+                    {"second half of training": tuple(zip(*by_t))} if by_t else {}, "linear")]
+    save_curves(path, panels)
+
+
+def table(report):
+    """The report's figures as lines for a terminal."""
+    vae, dit = report["vae"], report["dit"]
+    rows = [("held-out reconstruction, PSNR per frame",
+             f"{vae['psnr']:.2f} dB (all black: {vae['psnr_of_black']:.2f})"),
+            ("energy of frame differences / the input's", f"{vae['motion_ratio']:.3f}")]
+    if dit:
+        text, image, n = dit["text_to_video"], dit["image_to_video"], dit["prompts"]
+        rows += [(f"text-to-video, {n} held-out prompts",
+                  "  ".join(f"{k} {100 * v:.1f} %" for k, v in text.items()) or "see samples.gif"),
+                 (f"image-to-video, {n} held-out pictures",
+                  (f"direction {100 * image['direction']:.1f} %  " if "direction" in image else "")
+                  + f"first frame {image['first_frame_psnr']:.2f} dB "
+                  f"(reconstructed: {image['vae_first_frame_psnr']:.2f})")]
+    if "read_in_data" in vae:
+        rows.append(("classifier on held-out data", f"digit {100 * vae['read_in_data']['digit']:.1f} %"))
+    rows += [("minutes", "  ".join(f"{k} {v / 60:.1f}" for k, v in report["seconds"].items())),
+             ("parameters", "  ".join(f"{k} {v:,}" for k, v in report["parameters"].items())),
+             ("hardware", report["hardware"])]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

@@ -1,0 +1,84 @@
+"""Whole models from files and into files: official single files, and diffusers folders."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from minltx.command import pick_device
+from minltx.pretrained import diffusers, names, official, store
+from minltx.pretrained.model import LTXVideo
+from minltx.pretrained.releases import ReleaseConfig, SamplingConfig
+
+
+def load_pretrained(path, dtype=None, device="cpu", causal_time=None, release=None):
+    """An official single file (.safetensors) or a diffusers folder, of any size that it states -> LTXVideo.
+
+    dtype defaults to float32 on a CPU and bfloat16 elsewhere. causal_time overrides whether RoPE knows that
+    the first latent frame is one pixel frame (None: as the file says, SPEC 3.4). release, a name in RELEASES,
+    says what an official file without metadata is. Needs the package safetensors; no code in a file is
+    executed. Raises ValueError, in one line, for tensors or fields that are missing, left over, misshapen or
+    unknown, and for broken files.
+    """
+    path, device = Path(path), pick_device(device)
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    if not path.exists():
+        raise ValueError(f"there is no {path}: give an official .safetensors file or a diffusers folder")
+    if path.is_dir() and release is not None:
+        raise ValueError("a folder says what it is: leave out release")
+    if path.is_dir():
+        config, blocks = diffusers.read_folder(path)
+    else:
+        config, blocks = official.read_header(path, release), None
+    model = empty_model(config, causal_time)
+    parts = [(network, known, store.locate(source), source)
+             for network, known, source in parts_of(model, path, blocks)]
+    for part in parts:
+        store.check(*part)
+    for part in parts:
+        store.fill(*part, dtype, device)
+    return model.eval()
+
+
+def empty_model(config, causal_time):
+    """An LTXVideo without memory for its weights, on the meta device."""
+    if causal_time is not None:
+        config = replace(config, dit=replace(config.dit, causal_time=causal_time))
+    try:
+        with torch.device("meta"):
+            return LTXVideo(config)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"a model of this config cannot be built ({store.sentence(error)})") from None
+
+
+def parts_of(model, path, blocks=None):
+    """Where a model's tensors are: [(module, its name -> the stored name, file or folder)]. blocks, for a
+    folder, says what the VAE's blocks are called there."""
+    if blocks is None:
+        return [(model, names.official_names(model), path)]
+    return [(model.dit, names.diffusers_dit_names(model.dit), path / "transformer"),
+            (model.vae, names.diffusers_vae_names(model.vae, blocks), path / "vae")]
+
+
+def save_pretrained(model, path):
+    """Write a model as an official single file (a path that ends in .safetensors) or as a diffusers folder
+    (any other path). Each file is written completely or not at all.
+
+    The model is an LTXVideo, or any other with a `dit`, a `vae` and `sampling_defaults()`, such as a trained
+    toy, whose caption encoder is in neither format: keep its own checkpoint. Sampling settings that the
+    formats lack, and in a folder the causal first frame of RoPE, go into an entry "minltx" of the header, or
+    into minltx.json; other programs skip both. Raises ValueError if the format cannot express the model.
+    """
+    path = Path(path)
+    sampling = SamplingConfig.restored(model.sampling_defaults(), "the model")
+    config = ReleaseConfig(model.dit.config, model.vae.config, sampling)
+    if path.suffix == ".safetensors":
+        known, weights = names.official_names(model), model.state_dict()
+        return store.write(path, {known[name]: weights[name] for name in known}, official.header_of(config))
+    fields = diffusers.folder_fields(config)
+    for network, known, folder in parts_of(model, path, diffusers.read_vae(fields["vae/config.json"])[1]):
+        weights = network.state_dict()
+        store.write(folder / store.WEIGHTS, {known[name]: weights[name] for name in known})
+        (folder / store.INDEX).unlink(missing_ok=True)     # of an older model: it would be read first
+    for name, values in fields.items():
+        store.write_json(path / name, values)

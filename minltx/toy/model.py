@@ -1,0 +1,177 @@
+"""The toy: VAE, transformer and caption encoder in one module, and the one file that stores it."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minltx.dit import DiT, DiTConfig
+from minltx.files import put_in_place
+from minltx.flow import schedule_from, shifted_schedule
+from minltx.sampler import Guidance, Sampling, generate
+from minltx.toy.captions import MAX_WORDS, CaptionEncoder, StoredText, tokenize
+from minltx.toy.data import DataConfig
+from minltx.vae import VAEConfig, VideoVAE
+
+FORMAT = "minltx-1"
+STEPS, GUIDANCE = 20, 3.0   # the toy's defaults for sampling; docs/experiments.md has the measurements
+SHIPPED = Path(__file__).with_name("toy.pt")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The whole toy: its clips and both networks; the caption encoder is as wide as dit.text_width.
+
+    For a folder of clips, data.digits is 0 and data.size may be (height, width). With stored_text there is no
+    caption encoder: captions were embedded before, see `StoredText`."""
+
+    data: DataConfig
+    vae: VAEConfig
+    dit: DiTConfig
+    stored_text: bool = False
+
+
+class ToyModel(nn.Module):
+    """The VAE, the transformer and its caption encoder."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.vae = VideoVAE(config.vae)
+        self.dit = DiT(config.dit)
+        self.text = StoredText() if config.stored_text else CaptionEncoder(config.dit.text_width)
+
+    def embed(self, captions):
+        """Captions -> (B, L, text width), mask (B, L). Raises ValueError for unknown words."""
+        device = self.dit.scale_shift_table.device
+        if self.config.stored_text:
+            return self.text(captions, device)
+        ids, mask = (x.to(device) for x in tokenize(captions))
+        return self.text(ids, mask), mask
+
+    def check(self, captions):
+        """Raises ValueError if a caption has an unknown word, or more digits than a training clip had."""
+        if self.config.stored_text:
+            return [self.text.check(caption) for caption in captions]
+        tokenize(captions)
+        most = self.config.data.digits
+        for text in captions:
+            if most and sum(word.strip(",.").isdigit() for word in text.split()) > most:
+                raise ValueError(f"{text!r} names more than {most} digit{'s' * (most > 1)}, "
+                                 f"but this model was trained with {most} per clip: "
+                                 "use fewer, or a --checkpoint trained with more")
+
+    def sampling(self, size=None, steps=None, guidance=None, fps=None, change=None, **more):
+        """How this model samples a video of size (frames, height, width): `sampler.Sampling`.
+
+        None means the toy's default. change, in (0, 1], is for video-to-video: start from that time. more:
+        other fields of Sampling.
+        """
+        tokens = math.prod(self.vae.latent_shape(*(size or self.config.data.clip_shape))[1:])
+        schedule = shifted_schedule(STEPS if steps is None else steps, tokens)
+        if change is not None:
+            schedule = schedule_from(schedule, change)
+        return Sampling(schedule, Guidance(GUIDANCE if guidance is None else guidance),
+                        self.config.data.fps if fps is None else fps, **more)
+
+    def sampling_defaults(self):
+        """How this model samples by default, as plain values: for a script, or to be stored in another
+        format. The names are those of `pretrained.releases.SamplingConfig`."""
+        return {"schedule": "uniform", "shifted": True, "terminal": 0.1, "steps": STEPS,
+                "guidance": {"cfg": GUIDANCE}, "condition_noise": 0.0, "text_tokens": MAX_WORDS,
+                "size": self.config.data.clip_shape, "fps": self.config.data.fps}
+
+    @torch.no_grad()
+    def generate(self, captions, seeds, size=None, conditions=(), start=None, **how):
+        """Captions and as many seeds -> video (B, 3, F, H, W) in [-1, 1], on the CPU.
+
+        size (frames, height, width) defaults to the training clips'. conditions are (video (1 or B, 3, F', H,
+        W), frame where it starts, strength). start (1 or B, 3, F, H, W) is a video to change, with
+        change=0.7 for example. how: steps, guidance, fps and whatever else `sampling` takes. The same seed
+        gives the same video, whatever else is in the batch. Raises ValueError for unknown words, and for
+        sizes that the VAE cannot encode.
+        """
+        self.check(captions)
+        size = size or self.config.data.clip_shape
+        null = self.embed([""] * len(captions))
+        return generate(self, self.embed(captions), null, seeds, size, self.sampling(size, **how), conditions,
+                        start).cpu()
+
+
+def tuples(x):
+    """Lists, at every level, as tuples: what a config had before it was stored."""
+    return tuple(tuples(y) for y in x) if isinstance(x, (list, tuple)) else x
+
+
+# Fields that configs of older files have, with the one value that means what the model does today.
+RETIRED = {"shared_logvar": True, "fold": 1, "rope": "exponential", "qk_norm": "rms", "attention": "full",
+           "timestep_conditioning": None}
+
+
+def config_from(stored):
+    """The ModelConfig in a checkpoint's plain dictionary. Raises ValueError for a retired variant."""
+    parts = []
+    for name, cls in (("data", DataConfig), ("vae", VAEConfig), ("dit", DiTConfig)):
+        fields = {k: tuples(v) for k, v in stored[name].items()}
+        for key in RETIRED.keys() & fields.keys():
+            value = fields.pop(key)
+            if RETIRED[key] not in (None, value):
+                raise ValueError(f"{key} = {value!r} is a variant of the ablations, not of this model")
+        parts.append(cls(**fields))
+    return ModelConfig(*parts, stored_text=stored.get("stored_text", False))
+
+
+def with_zero_conditioning(weights, stored, model):
+    """Old files may hold a decoder without timestep conditioning: modulation by zeros computes the same."""
+    if stored["vae"].get("timestep_conditioning", True):
+        return weights
+    own = model.state_dict()
+    return {k: torch.zeros_like(v) for k, v in own.items() if k.startswith("vae.decoder.")} | weights
+
+
+def save_checkpoint(path, model, half=False, **extra):
+    """Write model, config and `extra` (tensors and plain values, in lists and dictionaries) to one file.
+
+    With `half` the weights are stored as float16: half the size, for a finished model. The old file stays
+    whole until the new one is complete and on the disk.
+    """
+    weights = {k: v.half() if half else v for k, v in model.state_dict().items()}
+    stored = {"format": FORMAT, "config": asdict(model.config), "model": weights, **extra}
+    put_in_place(path, lambda part: torch.save(stored, part))
+
+
+def read_checkpoint(path):
+    """path -> the file's dictionary: "config", "model" (the weights) and whatever else was saved.
+
+    Only tensors and plain values are read (torch's weights_only), so a file from a stranger runs no code.
+    Raises ValueError for a missing, foreign or broken file.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no checkpoint {path}: train one with python train_tiny.py")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:    # a foreign file can fail in any way inside the reader
+        kind = type(error).__name__
+        raise ValueError(f"{path} is not a checkpoint of minltx, or is damaged ({kind})") from None
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of minltx ({FORMAT}): write one with train_tiny.py")
+    return stored
+
+
+def load_checkpoint(path):
+    """path -> (ToyModel on the CPU in float32, the rest of the file as a dictionary).
+
+    Raises ValueError for a missing, foreign, broken or misshapen file.
+    """
+    stored = read_checkpoint(path)
+    try:
+        config, weights = stored.pop("config"), stored.pop("model")
+        model = ToyModel(config_from(config))
+        weights = {k: v.float() for k, v in weights.items()}
+        model.load_state_dict(with_zero_conditioning(weights, config, model))
+    except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} holds weights that do not fit its config "
+                         f"({str(error).splitlines()[0][:80]})") from None
+    return model.eval(), stored

@@ -1,0 +1,130 @@
+"""What the transformer learns from: clips as latents of a finished VAE, encoded once and cached."""
+
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minltx.evaluation.report import clips_at_once
+from minltx.files import put_in_place
+from minltx.objectives import Batch
+from minltx.sampler import Condition
+from minltx.toy.data import LATENTS, MovingDigit, MovingDigits, describe, rng
+from minltx.toy.model import load_checkpoint
+
+
+@dataclass
+class LatentCache:
+    """Clips of one data set as latents before normalisation (n, C, f, h, w), and their n scenes."""
+
+    data: object
+    latents: torch.Tensor
+    scenes: list
+
+
+def clip_variants(data, images, labels, settings):
+    """The data sets that stage 2 learns from: the data itself, or one for each of settings.clip_variants."""
+    return [MovingDigits(images, labels, replace(data.config, frames=frames, size=size, fps=fps))
+            for frames, size, fps in settings.clip_variants] or [data]
+
+
+def take_vae(model, path):
+    """Give the model the VAE of another run's file. Raises ValueError if its config differs."""
+    vae = load_checkpoint(path)[0].vae
+    if vae.config != model.vae.config:
+        raise ValueError(f"the autoencoder in {path} has another config than this run's: "
+                         "use the preset that it was trained with")
+    model.vae.load_state_dict(vae.state_dict())
+
+
+# --- Encoding ---------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def encode_clips(vae, data, count, seed, device, held_out=False):
+    """`count` clips -> latents before normalisation (count, C, f, h, w), and their scenes."""
+    latents, scenes, several = [], [], clips_at_once(64, data)
+    for start in tqdm(range(0, count, several), desc="latents", disable=None):
+        video, some = data.batch(min(several, count - start), rng(seed, LATENTS, start), held_out)
+        latents.append(vae.encode(video.to(device))[0])
+        scenes += some
+    return torch.cat(latents), scenes
+
+
+def encode_variants(vae, variants, count, seed, device):
+    """`count` clips in all -> a LatentCache for each of the data sets."""
+    return [LatentCache(data, *encode_clips(vae, data, count // len(variants), seed, device))
+            for data in variants]
+
+
+def latent_cache(path, vae, variants, settings, seed, world):
+    """The LatentCaches in the file `path`; if it is not there, they are encoded and written to it.
+
+    The file is mapped, not read: it may be larger than the memory. With path None nothing is stored. Raises
+    ValueError if the file is of other clips or another VAE.
+    """
+    if path is None:
+        return encode_variants(vae, variants, settings.latents, seed, world.device)
+    weights = sum(p.double().abs().sum().item() for p in vae.encoder.parameters())
+    mark = [f"{weights:.6e}", settings.latents, seed, [list(data.config.clip_shape) for data in variants]]
+    if not Path(path).exists() and world.rank == 0:
+        caches = encode_variants(vae, variants, settings.latents, seed, world.device)
+        views = [(cache.latents.cpu(), [s if isinstance(s, str) else [astuple(x) for x in s]
+                                        for s in cache.scenes]) for cache in caches]
+        put_in_place(path, lambda part: torch.save({"mark": mark, "views": views}, part))
+    world.wait()
+    stored = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    if stored["mark"] != mark:
+        raise ValueError(f"{path} holds the latents of other clips or of another autoencoder: "
+                         "name another file with --latents")
+    return [LatentCache(data, latents, [s if isinstance(s, str) else [MovingDigit(*x) for x in s]
+                                        for s in scenes])
+            for data, (latents, scenes) in zip(variants, stored["views"], strict=True)]
+
+
+def measure_latents(vae, latents):
+    """Give the VAE the mean and standard deviation of each channel, for `normalize`; latents is a list of
+    (n, C, f, h, w) before normalisation."""
+    channels = torch.cat([x.movedim(1, 0).flatten(1) for x in latents], dim=1)            # (C, all voxels)
+    vae.latent_mean.copy_(channels.mean(1))
+    vae.latent_std.copy_(channels.std(1))
+
+
+# --- A batch ----------------------------------------------------------------------------------------------
+
+def batch_of_latents(model, cache, layout, settings, generator):
+    """A training batch of settings.dit_batch clips, with the condition that belongs to the layout.
+
+    "free": nothing is given; "still": images; "start": the first frame, or the first few latent frames, are
+    given; "keyframe": a single later frame; "end": the last frames. Conditions of the last two are encoded
+    on their own, so their clips are rendered, not taken from the cache.
+    """
+    vae, device, B = model.vae, model.vae.latent_mean.device, settings.dit_batch
+    if layout in ("keyframe", "end"):
+        return batch_with_later_frames(vae, cache.data, layout, B, generator)
+    count = B * (cache.latents.shape[2] if layout == "still" else 1)      # about as many tokens either way
+    rows = torch.randint(len(cache.latents), (count,), generator=generator)
+    latent = vae.normalize(cache.latents[rows.to(cache.latents.device)].to(device))       # (B, C, f, h, w)
+    captions = [describe(cache.scenes[i], layout == "still") for i in rows]
+    condition = None
+    if layout == "still":
+        latent = latent[:, :, :1]
+    if layout == "start":
+        few = torch.randint(1, latent.shape[2], (1,), generator=generator).item()
+        one = torch.rand(1, generator=generator).item() < 0.5
+        condition = Condition(latent[:, :, : 1 if one else few])
+    return Batch(latent, captions, cache.data.config.fps, condition)
+
+
+@torch.no_grad()
+def batch_with_later_frames(vae, data, layout, count, generator):
+    """A batch of freshly rendered clips, with one later frame given, or the last frames."""
+    video, scenes = data.batch(count, generator)
+    frame = torch.randint(1, video.shape[2], (1,), generator=generator).item()
+    given = video[:, :, frame : frame + 1]
+    if layout == "end":
+        stride = vae.config.stride[0]
+        frame = -(-frame // stride) * stride                                 # up to the next multiple
+        given = video[:, :, frame:]
+    latent, given = (vae.normalize(vae.encode(x.to(vae.latent_mean.device))[0]) for x in (video, given))
+    return Batch(latent, [describe(s) for s in scenes], data.config.fps, Condition(given, frame))

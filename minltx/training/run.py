@@ -1,0 +1,243 @@
+"""A run in its folder: resuming, logging, saving. What a step does is in `loops`."""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from minltx.files import put_in_place
+from minltx.toy.model import read_checkpoint, save_checkpoint
+from minltx.training.parallel import World, like_shard
+from minltx.training.settings import from_stored, stored
+
+
+@dataclass
+class Stage:
+    """What one stage trains, and with what: all that a checkpoint has to hold.
+
+    With FSDP a process holds only a shard of each parameter, and of everything that has its shape.
+    """
+
+    model: nn.Module                            # these two come from `parallel.parallelize`:
+    compute: Callable                           # the model to train, and its objective
+    optimizers: list
+    average: list | None = None                 # a running average of the parameters
+    discriminator: nn.Module | None = None
+    discriminator_optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def parameters(self):
+        """All parameters of the optimizers, in their order."""
+        return [p for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"]]
+
+    def add_discriminator(self, discriminator, lr):
+        """Also train a discriminator, with its own AdamW; if it is None, nothing changes."""
+        if discriminator is not None:
+            self.discriminator = discriminator
+            self.discriminator_optimizer = torch.optim.AdamW(discriminator.parameters(), lr, betas=(0.5, 0.9))
+
+    @torch.no_grad()
+    def swap_average(self):
+        """Exchange the parameters and their average."""
+        for p, mean in zip(self.parameters, self.average, strict=True):
+            kept = p.detach().clone()
+            p.copy_(mean)
+            mean.copy_(kept)
+
+
+class Run:
+    """One run in one folder. `stages_done` and `history`, every logged number, can be read.
+
+    A single process writes checkpoint.pt. Several processes of one `world` write a folder of torch's
+    distributed checkpoint (DCP) and run.json. Any number of processes can resume either. Raises ValueError if
+    the folder has a run and `resume` is False, or with `resume` has none or one of other settings, seed or
+    source.
+    """
+
+    save_every = 100    # steps
+
+    def __init__(self, out, model, settings, seed, source, world=None, resume=False):
+        self.out, self.model, self.settings, self.seed = Path(out), model, settings, seed
+        self.world = world or World()
+        self.device = self.world.device
+        if settings.micro_batches % self.world.size:
+            raise ValueError(f"{settings.micro_batches} micro-batches cannot be shared by {self.world.size} "
+                             f"processes: use --micro-batches {self.world.size} or a multiple of it")
+        self.identity = {"settings": stored(settings), "seed": seed, "digits": str(source)}
+        self.checkpoint, self.shards = self.out / "checkpoint.pt", self.out / "run.json"
+        self.stages_done = []                   # their names
+        self.stage_name, self.stage, self.step, self.total = None, None, 0, 0
+        self.history, self.by_t, self.seconds = {}, [[0.0, 0] for _ in range(10)], {}
+        self.pending = None                     # a checkpoint in the middle of a stage, until that is loaded
+        if resume:
+            self.restore()
+        elif self.checkpoint.exists() or self.shards.exists():
+            raise ValueError(f"{self.out} has a checkpoint: go on with --resume, "
+                             "or name another folder with --out")
+
+    # --- The steps of a stage -----------------------------------------------------------------------------
+
+    def steps(self, name, total, stage):
+        """The steps of a stage that are still to do, with a progress bar, or a line now and then.
+
+        A stage that was stopped in the middle goes on with its optimisers' and averages' state.
+        """
+        start = self.step if self.stage_name == name else 0
+        if self.pending:
+            load = self.load_shards if "folder" in self.pending else self.load_whole
+            load(stage)
+        self.stage_name, self.stage, self.step, self.total, self.pending = name, stage, start, total, None
+        began, before = time.perf_counter(), self.seconds.get(name, 0.0)
+        quiet = True if self.world.rank else None
+        bar = tqdm(range(start, total), desc=name, initial=start, total=total, disable=quiet)
+        every = max(1, total // 10)
+        for step in bar:
+            yield step
+            self.seconds[name] = before + time.perf_counter() - began
+            last = " ".join(f"{key} {rows[-1][1]:.4g}" for key, rows in self.history.items()
+                            if key.startswith(name + " "))
+            bar.set_postfix_str(last, refresh=False)
+            if not quiet and bar.disable and (step % every == every - 1 or step == total - 1):
+                print(f"{name} {step + 1}/{total}  {self.seconds[name]:.0f} s  {last}", flush=True)
+
+    def log(self, step, **numbers):
+        """Add a point to the curves named "stage number"."""
+        for name, value in numbers.items():
+            self.history.setdefault(f"{self.stage_name} {name}", []).append([step + 1, value])
+
+    def log_by_t(self, t, error):
+        """Add the errors of samples to the averages over ten ranges of t; both (B,)."""
+        t, error = self.world.gather(t), self.world.gather(error)
+        for i, e in zip((t * 10).long().clamp(max=9).tolist(), error.tolist()):
+            self.by_t[i][0] += e
+            self.by_t[i][1] += 1
+
+    # --- Saving -------------------------------------------------------------------------------------------
+
+    def save(self, done):
+        """After step `done`: write a checkpoint every `save_every` steps, before the last one."""
+        self.step = done
+        if done % self.save_every == 0 and done < self.total:
+            self.write()
+
+    def finish(self):
+        """The stage is complete and its result is in the model."""
+        self.stages_done, self.stage_name, self.stage = self.stages_done + [self.stage_name], None, None
+        self.write()
+
+    def write(self):
+        """The checkpoint of this moment, in place of the last one."""
+        state = {"identity": self.identity, "stages_done": self.stages_done, "stage": self.stage_name,
+                 "step": self.step, "history": self.history, "by_t": self.by_t, "seconds": self.seconds}
+        if self.world.size > 1:
+            return self.write_shards(state)
+        if self.stage:
+            s = self.stage
+            state |= {"ema": s.average, "optimizers": [o.state_dict() for o in s.optimizers],
+                      "rival": s.discriminator and s.discriminator.state_dict(),
+                      "rival_optimizer": s.discriminator and s.discriminator_optimizer.state_dict()}
+        save_checkpoint(self.checkpoint, self.model, run=state)
+        self.forget(self.shards)
+
+    def write_shards(self, state):
+        """Every process writes its part; run.json, the last file to be put in place, says which folder is
+        complete."""
+        from torch.distributed import checkpoint as dcp
+
+        state["folder"] = f"shards-{len(self.stages_done)}-{self.step}"
+        tensors = {"model": (self.stage or self).model.state_dict()}
+        if self.stage:
+            tensors |= tensors_of(self.stage)
+        dcp.save(tensors, checkpoint_id=self.out / state["folder"])
+        if self.world.rank == 0:
+            put_in_place(self.shards, lambda part: part.write_text(json.dumps(state)))
+            self.forget(self.checkpoint, but=state["folder"])
+        self.world.wait()
+
+    def forget(self, file, but=None):
+        """Remove an older checkpoint of the other kind, and the shards of older steps."""
+        file.unlink(missing_ok=True)
+        for folder in self.out.glob("shards-*-*"):
+            if folder.is_dir() and folder.name != but:
+                shutil.rmtree(folder)
+
+    # --- Resuming -----------------------------------------------------------------------------------------
+
+    def restore(self):
+        """Read the last checkpoint into the model and this run."""
+        if self.shards.exists():
+            state, weights = json.loads(self.shards.read_text()), None
+        else:
+            file = read_checkpoint(self.checkpoint)
+            if "run" not in file:
+                raise ValueError(f"{self.checkpoint} is a finished model, not a run that can be resumed")
+            state, weights = file["run"], file["model"]
+        settings, variants = from_stored(state["identity"]["settings"])
+        if variants or state["identity"] | {"settings": settings} != self.identity:
+            raise ValueError(f"{self.out} holds a run with other settings: repeat its options, "
+                             "or name another folder with --out")
+        if weights is None:
+            from torch.distributed import checkpoint as dcp
+
+            weights = {"model": self.model.state_dict()}
+            dcp.load(weights, checkpoint_id=self.out / state["folder"])
+            weights = weights["model"]
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError:
+            raise ValueError(f"{self.out} holds a run of another model: "
+                             "name another folder with --out") from None
+        self.stages_done, self.stage_name, self.step = state["stages_done"], state["stage"], state["step"]
+        self.history, self.by_t, self.seconds = state["history"], state["by_t"], state["seconds"]
+        self.pending = state if self.stage_name else None
+
+    def load_whole(self, stage):
+        """A stage's state from a checkpoint.pt; each process takes its shards of it."""
+        state = self.pending
+        for optimizer, saved in zip(stage.optimizers, state["optimizers"], strict=True):
+            for i, p in enumerate(optimizer.param_groups[0]["params"]):
+                for name, value in saved["state"].get(i, {}).items():
+                    if value.shape == p.shape:
+                        saved["state"][i][name] = like_shard(value.to(p.device), p)
+            optimizer.load_state_dict(saved)
+        for mean, saved, p in zip(stage.average or (), state["ema"] or (), stage.parameters):
+            mean.copy_(like_shard(saved.to(p.device), p))
+        if stage.discriminator:
+            # In older files the discriminator is its list of layers.
+            stage.discriminator.load_state_dict({k if k.startswith("layers.") else f"layers.{k}": v
+                                                 for k, v in state["rival"].items()})
+            stage.discriminator_optimizer.load_state_dict(state["rival_optimizer"])
+
+    def load_shards(self, stage):
+        """The same from a folder that any number of processes wrote."""
+        from torch.distributed import checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
+        state = tensors_of(stage)
+        dcp.load(state, checkpoint_id=self.out / self.pending["folder"])     # into the tensors that are there
+        set_optimizer_state_dict(stage.model, stage.optimizers, state["optimizers"])
+        if stage.discriminator:
+            stage.discriminator.load_state_dict(state["rival"])
+            set_optimizer_state_dict(stage.discriminator, stage.discriminator_optimizer,
+                                     state["rival optimizer"])
+
+
+def tensors_of(stage):
+    """A stage's state without the model, as tensors by name; a process may hold only a part of each."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    names = {id(p): name for name, p in stage.model.named_parameters()}
+    state = {"optimizers": get_optimizer_state_dict(stage.model, stage.optimizers)}
+    if stage.average is not None:
+        state["ema"] = {names[id(p)]: mean for p, mean in zip(stage.parameters, stage.average, strict=True)}
+    if stage.discriminator:
+        state["rival"] = stage.discriminator.state_dict()
+        state["rival optimizer"] = get_optimizer_state_dict(stage.discriminator,
+                                                            stage.discriminator_optimizer)
+    return state

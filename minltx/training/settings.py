@@ -1,0 +1,122 @@
+"""How a model is trained: every number of both stages in one dataclass, the presets, the learning rate."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+
+from minltx.dit import DiTConfig
+from minltx.losses import LossConfig
+from minltx.objectives import FlowRecipe, VAERecipe
+from minltx.toy.data import DataConfig
+from minltx.toy.model import ModelConfig
+from minltx.vae import VAEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(VAERecipe, FlowRecipe):
+    """The model, the recipes of both objectives, and how long and how fast to train.
+
+    A phase of the VAE is (frames, clips in a batch, steps). A clip variant is (frames, size, fps).
+    """
+
+    model: ModelConfig
+    loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
+    vae_phases: tuple = ((1, 32, 200), (9, 12, 400), (17, 8, 250))
+    vae_lr: float = 0.02                             # of Muon, for matrices
+    vae_adam_lr: float = 3e-3                        # of AdamW, for everything else
+    freeze_encoder: bool = False                     # train a new decoder for the encoder that is there
+    perceptual: str = "digits"                       # whose features that term compares: digits or lpips
+    discriminator_width: int = 16
+    discriminator_lr: float = 1e-3
+    latents: int = 6400                              # clips in the cache that the transformer learns from
+    dit_steps: int = 1100
+    dit_batch: int = 32
+    dit_lr: float = 0.02
+    dit_adam_lr: float = 2e-3
+    clip_variants: tuple = ()                        # how stage 2 renders the clips; (): as the data's config
+    ema: float = 0.99                                # decay of the averaged weights
+    layouts: tuple = ("free", "start", "still", "free", "end", "free", "free", "still", "keyframe", "free")
+    micro_batches: int = 1                           # a step's gradient is the mean over so many batches
+    precision: str = "float32"                       # or bf16: autocast
+    optimizer: str = "muon"                          # or adamw
+
+
+TOY = Settings(model=ModelConfig(
+    data=DataConfig(),
+    vae=VAEConfig(latent_channels=4, patch=2, encoder_width=32, decoder_width=64,
+                  encoder_blocks=(("down", (2, 2, 2), 64), ("res", 1), ("down", (2, 2, 2), 64), ("res", 1)),
+                  decoder_blocks=(("res", 2), ("up", (2, 2, 2), 32), ("res", 2), ("up", (2, 2, 2), 16),
+                                  ("res", 1))),
+    dit=DiTConfig(latent_channels=4, width=128, depth=6, heads=4, text_width=64, stride=(4, 8, 8))))
+
+LARGE = replace(TOY, model=replace(
+    TOY.model, data=DataConfig(size=64, digit_size=26, digits=2, speed=(8.0, 16.0))),
+    vae_phases=((1, 16, 300), (9, 6, 900), (17, 4, 400)), dit_batch=12, dit_steps=3000)
+
+SHORT = replace(TOY, model=replace(
+    TOY.model, data=DataConfig(frames=9, speed=(10.0, 18.0)),
+    dit=replace(TOY.model.dit, width=96, depth=4)),
+    vae_phases=((1, 32, 300), (9, 12, 1400)), dit_steps=900)
+
+# The released 2 B model, for a folder of clips whose captions are embedded: python -m minltx.training.
+FULL = Settings(model=ModelConfig(DataConfig(121, (512, 768), 0, 0, 24.0), VAEConfig(), DiTConfig(), True),
+                vae_phases=((1, 4, 2000), (17, 1, 8000)), vae_adam_lr=5e-5, loss=LossConfig(),
+                latents=2000, dit_steps=1000, dit_batch=1, dit_adam_lr=1e-5, ema=0.999,
+                layouts=("free", "start", "still", "free"), precision="bf16", optimizer="adamw")
+
+PRESETS = {"toy": TOY, "large": LARGE, "short": SHORT, "2b": FULL}
+
+
+def scaled(settings, budget):
+    """The same settings with `budget` times the steps of every phase and, above 1, more cached latents.
+
+    Raises ValueError if budget is not between 0 and 1000.
+    """
+    if not 0 < budget < 1000:
+        raise ValueError(f"--budget {budget} is out of range: use a number above 0, such as 0.5")
+    return replace(settings, dit_steps=max(1, round(settings.dit_steps * budget)),
+                   latents=round(settings.latents * max(1, budget)),
+                   vae_phases=tuple((f, b, max(1, round(s * budget))) for f, b, s in settings.vae_phases))
+
+
+def learning_rate(step, total):
+    """A factor from 0 up to 1 in 20 steps, then along half a cosine down to 0."""
+    return min(1, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / total))
+
+
+# --- Settings as they are stored ----------------------------------------------------------------------------
+
+RENAMED = {"bank": "latents", "views": "clip_variants"}
+# Fields that older files have, with the one value that means what the code does today.
+RETIRED = {"times": "shifted", "seconds": True, "loss.gan": "reconstruction",
+           "model.vae.timestep_conditioning": True, "model.vae.shared_logvar": True, "model.vae.fold": 1,
+           "model.dit.rope": "exponential", "model.dit.qk_norm": "rms", "model.dit.attention": "full"}
+
+
+def stored(settings):
+    """Settings as a checkpoint or a report keeps them: plain dictionaries, lists and values."""
+    return json.loads(json.dumps(asdict(settings)))
+
+
+def from_stored(old):
+    """Stored settings of any age -> the same with today's fields, and the variants that have no field today.
+
+    Fields that came later get their defaults, which changed nothing. The second dictionary holds retired
+    fields by their path, such as "model.dit.rope", if their value is not what the code does today.
+    """
+    variants = {}
+
+    def convert(part, default, path=""):
+        if not isinstance(part, dict):
+            return part
+        fields = {}
+        for name, value in part.items():
+            name = RENAMED.get(name, name)
+            if path + name not in RETIRED:
+                fields[name] = convert(value, default.get(name), f"{path}{name}.")
+            elif value != RETIRED[path + name]:
+                variants[path + name] = value
+        return {**default, **fields}
+
+    defaults = Settings(model=ModelConfig(DataConfig(), VAEConfig(), DiTConfig()))
+    return convert(old, stored(defaults)), variants

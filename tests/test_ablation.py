@@ -1,0 +1,480 @@
+"""The ablations: switches, ideas of one's own, equal compute, paired comparisons, resuming after a kill."""
+
+import argparse
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import SMALL, Killed
+
+from minltx.ablation import __main__ as ablation
+from minltx.ablation import ideas, runner, switches, verdicts
+from minltx.ablation.ideas import Idea, identity, identity_in
+from minltx.dit import Block
+from minltx.evaluation import metrics
+from minltx.evaluation import report as judging
+from minltx.toy.data import draw_digits
+from minltx.toy.model import save_checkpoint
+from minltx.training import loops
+from minltx.training.settings import from_stored, stored
+
+ROOT = Path(__file__).parents[1]
+CLAIMS = ROOT / "docs" / "results" / "claims"
+
+
+@pytest.fixture()
+def small(monkeypatch):
+    for module in (switches, ablation):
+        monkeypatch.setattr(module, "SHORT", SMALL)
+    monkeypatch.setattr(runner, "load_digits", lambda source, seed: (draw_digits(300, 2 * seed),
+                                                                     draw_digits(100, 2 * seed + 1)))
+    monkeypatch.setattr(judging, "clips_at_once", lambda most, data: 16)
+
+
+def write_classifier(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(7)
+    torch.save(metrics.DigitClassifier().state_dict(), path)           # it need not know digits
+
+
+def spec_of(folder, stage="vae", idea=Idea(), seed=0, **more):
+    """What a run's own process is told."""
+    write_classifier(folder / "digit_classifier.pt")
+    return {"stage": stage, "level": "x", "classes": [ideas.reference(cls) for cls in idea.classes],
+            **identity(idea), "seed": seed, "budget": 1.0, "prompts": 3, "digits": "drawn",
+            "device": "cpu", "classifier": str(folder / "digit_classifier.pt"), **more}
+
+
+def command(folder, *arguments):
+    """Start `python -m minltx.ablation` in a folder, as a user does after pip install."""
+    return subprocess.Popen([sys.executable, "-m", "minltx.ablation", *map(str, arguments)], cwd=folder,
+                            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+
+
+# --- Switches ---------------------------------------------------------------------------------------------
+
+def differences(a, b, path=""):
+    """The fields in which two stored configs differ, with dots."""
+    if isinstance(a, dict):
+        return {field for key in a.keys() | b.keys()
+                for field in differences(a.get(key), b.get(key), f"{path}.{key}")}
+    return set() if a == b else {path[1:]}
+
+
+def test_every_level_changes_what_it_claims_and_the_first_level_is_the_reference():
+    assert len(switches.SWITCHES) >= 12
+    for name, switch in switches.SWITCHES.items():
+        assert switch.stage in switches.STAGES and switch.claim
+        assert switch.figure in switches.STAGES[switch.stage] and switch.better in switch.levels, name
+        default = stored(switches.settings_for(Idea(), switch.stage, 0.5))
+        names = [json.dumps(identity(idea)) for idea in switch.levels.values()]
+        assert len(set(names)) == len(names)                                       # no level twice
+        for level, idea in switch.levels.items():
+            settings = switches.settings_for(idea, switch.stage, 0.5)
+            follows = {"model.dit.latent_channels"} if "model.vae.latent_channels" in idea.changes else set()
+            assert differences(stored(settings), default) == {*idea.changes} | follows, (name, level)
+            torch.manual_seed(0)
+            model = idea.build(settings.model)
+            assert model.dit.config.stride == model.vae.config.stride == (4, 8, 8)      # as many tokens
+            for cls in idea.classes:
+                assert identity(ideas.load([ideas.reference(cls)], idea.changes)) == identity(idea)
+
+
+def test_any_field_is_a_switch_and_wrong_ones_are_named():
+    name, switch = switches.parse_switch("rope=none,exponential")
+    assert list(switch.levels) == ["none", "exponential"] and switch.levels["exponential"] is switches.DEFAULT
+    name, switch = switches.parse_switch("loss.dwt=0.1,0.5")
+    assert (name, switch.stage) == ("loss.dwt", "vae") and identity(switch.levels["0.1"]) == identity(Idea())
+    assert switches.settings_for(switch.levels["0.5"], "vae").loss.dwt == 0.5
+    name, switch = switches.parse_switch("model.dit.depth=4,2")
+    assert switch.stage == "dit" and switches.settings_for(switch.levels["2"], "dit").model.dit.depth == 2
+    for field, stage in (("vae_lr", "vae"), ("discriminator_lr", "vae"), ("clean", "vae"), ("dit_lr", "dit"),
+                         ("conditioned", "dit"), ("model.data.digits", "both")):
+        assert switches.parse_switch(f"{field}=1,2")[1].stage == stage
+    for text, message in (("rope=none,round", "no level 'round': use exponential"),
+                          ("ropes", "is not a switch"),
+                          ("loss.dwd=0,1", "'dwd' is not a setting: LossConfig has pixel"),
+                          ("loss.dwt=0.1", "is not a switch"), ("dit_lr=fast,slow", "of another type")):
+        with pytest.raises(ValueError, match=message):
+            switches.parse_switch(text)
+
+
+def test_references_are_shared_and_a_grid_is_a_product():
+    both = dict(map(switches.parse_switch, ("rope=exponential,none", "qk-norm=rms,none")))
+    rows, runs = ablation.plan(both, 2, grid=False)
+    assert len(rows) == 4 and len(runs) == 2 * 3                      # both references are one run
+    rows, runs = ablation.plan(both, 2, grid=True)
+    assert len(rows) == 4 and len(runs) == 2 * 4
+    assert rows[-1][1:3] == ("none x none", "dit")
+    assert identity(rows[-1][3]) == {"idea": ["UnrotatedDiT", "NoQKNorm"], "changes": {}}
+    stages = dict(map(switches.parse_switch, ("dwt=0.1,0", "dit_batch=32,16")))
+    assert ablation.plan(stages, 1, grid=True)[0][-1][2] == "both"
+
+
+def test_the_stored_claims_count_as_done_and_their_table_is_recounted():
+    """The reports are older than the names of today's fields and levels; the verdicts follow from them."""
+    asked = json.loads((CLAIMS / "asked.json").read_text())
+    chosen = dict(map(switches.parse_switch, asked["switches"]))
+    rows, runs = ablation.plan(chosen, asked["seeds"], asked["grid"])
+    assert len(chosen) >= 12 and asked["seeds"] >= 3
+    assert len(runs) == len(list(CLAIMS.glob("*/*/seed*/report.json")))
+    for where, (_, _, stage, idea, seed) in runs.items():
+        assert ablation.is_done(CLAIMS / where, idea, switches.LENGTH[stage])
+        report = json.loads((CLAIMS / where / "report.json").read_text())
+        settings = switches.settings_for(idea, stage, report["budget"] / report["step_cost"])
+        assert stored(settings) == from_stored(report["settings"])[0] and report["seed"] == seed
+    lines = verdicts.collect(CLAIMS, rows, asked["seeds"])
+    assert verdicts.markdown(lines, chosen) == (CLAIMS / "table.md").read_text()
+    with open(CLAIMS / "table.csv") as file:
+        assert [line["values"] for line in csv.DictReader(file)] == \
+            [" ".join(map(repr, line["values"])) for line in lines]
+
+
+# --- Compute ----------------------------------------------------------------------------------------------
+
+def test_equal_compute_means_fewer_of_the_expensive_steps(small):
+    digits = draw_digits(50, 0)
+    kinds = {"one": ("vae", {}), "two": ("vae", {"vae_phases": ((1, 8, 3), (9, 4, 4))}),
+             "frozen": ("decoder", {}), "dit": ("dit", {}), "deep": ("dit", {"model.dit.depth": 4}),
+             "both": ("both", {})}
+    cost = {name: runner.flops(Idea(changes), stage, digits) for name, (stage, changes) in kinds.items()}
+    assert cost["two"] == pytest.approx(2 * cost["one"], rel=1e-6)
+    assert cost["frozen"] < 0.9 * cost["one"] and 1.4 < cost["deep"] / cost["dit"] < 2.0
+    assert cost["both"] == pytest.approx(cost["one"] + cost["dit"], rel=0.01)
+
+
+def test_the_compute_of_an_idea_is_that_of_its_own_modules(small):
+    class Twice(Block):
+        def forward(self, h, *how):
+            return super().forward(super().forward(h, *how), *how)
+
+    digits = draw_digits(50, 0)
+    usual, twice = (runner.flops(idea, "dit", digits) for idea in (Idea(), ideas.idea_of(Twice)))
+    assert twice > 1.4 * usual
+    assert twice == pytest.approx(runner.flops(Idea({"model.dit.depth": 4}), "dit", digits))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["vae/gan=reconstruction", "vae/gan=ordinary", "decoder/decoder=plain",
+                                   "dit/attention=space-time", "dit/token-drop=0.2"])
+def test_steps_cost_what_they_cost_in_the_stored_claims(where):
+    report = json.loads((CLAIMS / where / "seed0" / "report.json").read_text())
+    stage, name, level = re.fullmatch(r"(\w+)/(.+)=(.+)", where).groups()
+    digits, idea = draw_digits(200, 0), switches.SWITCHES[name].levels[level]
+    costs = [runner.flops(some, stage, digits) for some in (idea, Idea())]
+    assert costs[0] / costs[1] == pytest.approx(report["step_cost"], rel=2e-3)
+
+
+def test_minutes_are_timed_once_and_kept(small, tmp_path, monkeypatch):
+    """A training that takes 30 s here gets twice its steps in a minute, and the same after a restart."""
+    args = argparse.Namespace(minutes=1.0, budget=1.0, digits="drawn", jobs=2)
+    assert runner.seconds(Idea(), "vae", draw_digits(50, 0)) > 0
+    monkeypatch.setattr(ablation, "seconds", lambda idea, stage, digits: 30.0)
+    assert ablation.calibrate(args, tmp_path, {"vae"}) == {"vae": 2.0}
+    monkeypatch.setattr(ablation, "seconds", lambda idea, stage, digits: 10.0)
+    assert ablation.calibrate(args, tmp_path, {"vae", "dit"}) == {"vae": 2.0, "dit": 6.0}
+    args.minutes = None
+    assert ablation.calibrate(args, tmp_path, {"vae"}) == {"vae": switches.LENGTH["vae"]}
+
+
+# --- Verdicts ---------------------------------------------------------------------------------------------
+
+def test_comparisons_are_paired_by_seed():
+    far = verdicts.compare([11.0, 21.0, 31.2], [10.0, 20.0, 30.0])      # seeds differ more than levels do
+    assert far["difference"] == pytest.approx(1.0667, abs=1e-3) and far["clear"] and far["spread"] > 10
+    assert not verdicts.compare([11.0, 19.0, 31.0], [10.0, 20.0, 30.0])["clear"]        # not of one sign
+    assert not verdicts.compare([10.1, 23.0, 30.1], [10.0, 20.0, 30.0])["clear"]        # one seed alone
+    assert not verdicts.compare([11.0], [10.0])["clear"]                            # one seed has no spread
+
+
+def test_verdicts_say_what_the_numbers_say():
+    less_is_better = "validation"
+    switch = switches.Switch("dit", {"a": Idea(), "b": Idea()}, "a beats b", less_is_better, "a")
+
+    def lines(a, b):
+        return [{"switch": "s", "level": level, "figure": "validation", "values": values}
+                for level, values in (("a", a), ("b", b))]
+
+    assert verdicts.verdict(switch, "s", lines([1.0, 1.1], [2.0, 2.2]))[0] == "holds"
+    assert verdicts.verdict(switch, "s", lines([2.0, 2.2], [1.0, 1.1]))[0] == "does not hold"
+    assert verdicts.verdict(switch, "s", lines([2.0, 1.0], [1.0, 2.2]))[0] == "undecided"
+    third = [*lines([1.0, 1.1], [2.0, 2.2]), {"switch": "s", "level": "c", "figure": "validation",
+                                              "values": [0.5, 0.4]}]
+    assert verdicts.verdict(switch, "s", third)[0] == "holds against b; does not hold against c"
+    alone = replace(switch, levels={"a": Idea()}, figure="first frame")            # a difference itself
+    for values, answer in (([0.2, 0.3], "holds"), ([-0.2, -0.3], "does not hold"),
+                           ([0.2, -0.3], "undecided")):
+        lone = [{"switch": "s", "level": "a", "figure": "first frame", "values": values}]
+        assert verdicts.verdict(alone, "s", lone)[0] == answer
+    free = replace(switch, no_worse=True)
+    assert verdicts.verdict(free, "s", lines([2.0, 1.0], [1.0, 2.2]))[0] == "no cost seen"
+    assert verdicts.verdict(free, "s", lines([2.0, 2.2], [1.0, 1.1]))[0] == "does not hold"
+    assert verdicts.verdict(replace(switch, better="c"), "s", lines([1.0], [2.0])) is None
+
+
+# --- Runs -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("stage, changes, at", [
+    ("vae", {"loss.adversarial": 0.1, "loss.perceptual": 0.1}, 5), ("both", {"token_drop": 0.2}, 12)])
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(small, tmp_path, monkeypatch, stage, changes, at):
+    """Discriminator, its optimiser and all: the figures are the same to the last bit."""
+    classifier = metrics.DigitClassifier()
+    monkeypatch.setattr(loops.metrics, "train_classifier", lambda data, steps, seed: classifier)
+    monkeypatch.setattr(runner, "flops", lambda idea, stage, digits: 1.0)
+    monkeypatch.setattr(runner.Run, "save_every", 2)
+    spec = spec_of(tmp_path, stage, Idea(changes), seed=1)
+    with torch.random.fork_rng():
+        whole = runner.train_and_judge(spec, tmp_path / "whole")
+        log, calls = runner.Run.log, []
+
+        def until_killed(self, step, **numbers):
+            calls.append(1) if "validation" not in numbers and "psnr" not in numbers else None
+            if len(calls) > at:
+                raise Killed
+            return log(self, step, **numbers)
+
+        monkeypatch.setattr(runner.Run, "log", until_killed)
+        with pytest.raises(Killed):
+            runner.train_and_judge(spec, tmp_path / "cut")
+        monkeypatch.setattr(runner.Run, "log", log)
+        assert (tmp_path / "cut" / "checkpoint.pt").exists()
+        cut = runner.train_and_judge(spec, tmp_path / "cut")
+    assert cut["figures"] == whole["figures"] and cut["changes"] == whole["changes"] == changes
+
+
+def test_a_new_decoder_is_trained_for_the_shared_encoder(small, tmp_path, monkeypatch):
+    """Also an unconditioned one; all levels decode the same latents, and everything else stays as it is."""
+    monkeypatch.setattr(runner, "flops", lambda idea, stage, digits: 1.0)
+    torch.manual_seed(5)
+    shared = Idea().build(SMALL.model)
+    save_checkpoint(tmp_path / "model.pt", shared)
+    for level in ("conditioned", "plain"):
+        idea, folder = switches.SWITCHES["decoder"].levels[level], tmp_path / level
+        spec = spec_of(tmp_path, "decoder", idea, model=str(tmp_path / "model.pt"))
+        run, _ = runner.train(idea, switches.settings_for(idea, "decoder"), spec, folder)
+        weights = run.model.state_dict()
+        kept = {k: v for k, v in shared.state_dict().items() if not k.startswith("vae.decoder.")}
+        assert all(torch.equal(weights[k], v) for k, v in kept.items())
+        report = runner.train_and_judge(spec, folder)                    # the stage is done: judged only
+        assert len(report["grid"]) == 25 and report["figures"].keys() >= {"psnr", "generated digit"}
+        by_noise = {row["psnr"] for row in report["grid"] if row["noise"] == 0}
+        assert len(by_noise) == (5 if level == "conditioned" else 1)     # only one of them depends on t
+
+
+def test_a_level_of_another_frame_rate_is_judged_by_its_speeds(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "flops", lambda idea, stage, digits: 1.0)
+    save_checkpoint(tmp_path / "model.pt", Idea().build(SMALL.model))
+    idea = switches.SWITCHES["coordinates"].levels["frames"]
+    spec = spec_of(tmp_path, "dit", idea, model=str(tmp_path / "model.pt"), latents=str(tmp_path))
+    report = runner.train_and_judge({**spec, "prompts": 4}, tmp_path / "run")
+    assert list(report["speeds"]) == ["16.0", "20.0", "24.0", "28.0", "32.0"]
+    assert report["figures"]["speed error"] > 0 and report["idea"] == ["FramesNotSeconds"]
+    assert (tmp_path / "0-9x32x16_9x32x24_9x32x32.pt").exists()
+
+
+@pytest.mark.slow
+def test_killing_the_runner_and_starting_it_again_gives_the_same_table(tmp_path):
+    def start(name):
+        return command(tmp_path, "dwt=0.1,0", "--seeds", 1, "--budget", 0.01, "--jobs", 2, "--out", name,
+                       "--device", "cpu")
+
+    for name in ("whole", "cut"):
+        write_classifier(tmp_path / name / "digit_classifier.pt")
+    process = start("cut")
+    while not list((tmp_path / "cut").rglob("log.txt")):              # both workers have begun
+        time.sleep(0.05)
+        assert process.poll() is None
+    time.sleep(2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "table.csv").exists()
+    time.sleep(1)                                                       # workers end with their runner
+    for name in ("whole", "cut"):
+        process = start(name)
+        assert process.wait() == 0, process.stdout.read()
+    tables = [{p: (tmp_path / name / p).read_bytes() for p in ("table.md", "table.csv")}
+              for name in ("whole", "cut")]
+    assert tables[0] == tables[1]
+    with open(tmp_path / "cut" / "table.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert {(line["level"], line["figure"]) for line in lines} >= {("0.1", "psnr"), ("0", "motion")}
+    report = json.loads((tmp_path / "cut/vae/dwt=0/seed0/report.json").read_text())
+    assert float(lines[-1]["values"]) == report["figures"][lines[-1]["figure"]]
+    assert report["settings"]["loss"]["dwt"] == 0 and (tmp_path / "cut" / "plot.png").stat().st_size > 5000
+    done = start("cut")
+    assert done.wait() == 0 and "2 runs, 2 of them done" in done.stdout.read()
+
+
+def test_mistakes_are_reported_before_anything_is_trained(tmp_path, capsys):
+    for options, message in (([], "name a switch"), (["rope", "--seeds", "0"], "must be positive"),
+                             (["nothing"], "is not a switch"),
+                             (["times=uniform,logit-normal", "coordinates", "--grid", "--prompts", "1"],
+                              "--prompts at least 2"),
+                             (["model.dit.heads=4,7"], "model.dit.heads = 7 cannot be trained: ")):
+        with pytest.raises(SystemExit) as stop:
+            ablation.main([*options, "--out", str(tmp_path / "out")])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+# --- An idea of one's own ---------------------------------------------------------------------------------
+
+def documented():
+    """The file and the command of docs/ablations.md."""
+    page = (ROOT / "docs" / "ablations.md").read_text()
+    section = page.split("## An idea of your own\n")[1].split("\n## ")[0]
+    (file,), (line,) = (re.findall(rf"```{kind}\n(.*?)```", section, re.S) for kind in ("python", "bash"))
+    words = line.split()
+    assert words[:3] == ["python", "-m", "minltx.ablation"] and words[3].startswith("mine.py:")
+    return file, words[3:]
+
+
+OTHERS = '''
+import torch
+
+from minltx.ablation.ideas import Idea
+from minltx.dit import DiT
+from minltx.vae import Decoder
+
+
+class Slow(Idea):
+    changes = {"dit_lr": 0.002}
+
+    def flow_objective(self, model, batch, recipe, generator):
+        open("objective.txt", "a").write("x")
+        return super().flow_objective(model, batch, recipe, generator)
+
+    def draw_t(self, count, tokens, generator=None):
+        return torch.full((count,), 0.5)
+
+
+class Grey(Decoder):
+    def forward(self, latent, t, generator=None):
+        return super().forward(latent, t, generator).mean(1, keepdim=True).expand(-1, 3, -1, -1, -1)
+
+
+class Wrong(DiT):
+    def rotation(self, coordinates):
+        return coordinates.no_such_thing
+
+
+class NotAnIdea:
+    pass
+'''
+
+
+def test_the_documented_idea_is_a_switch(tmp_path, monkeypatch):
+    file, (text, *_) = documented()
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(file)
+    name, switch = switches.parse_switch(text)
+    assert (name, switch.stage, list(switch.levels)) == ("mine", "dit", ["default", "NoGates"])
+    model = switch.levels["NoGates"].build(SMALL.model)
+    assert {type(block).__name__ for block in model.dit.blocks} == {"NoGates"}
+    latent, text, t = torch.randn(1, 4, 3, 4, 4), torch.randn(1, 2, 16), torch.tensor([0.3])
+    torch.nn.init.normal_(model.dit.proj_out.weight)
+    before = model.dit(latent, t, text)
+    for block in model.dit.blocks:                                     # rows 2 and 5 are the gates
+        block.scale_shift_table.data[[2, 5]] += 1
+    assert torch.equal(model.dit(latent, t, text), before)
+    block.scale_shift_table.data[0] += 1
+    assert not torch.equal(model.dit(latent, t, text), before)
+
+
+def test_ideas_of_a_file_are_trained_with_their_own_hooks(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("others.py").write_text(OTHERS)
+    save_checkpoint(tmp_path / "model.pt", Idea().build(SMALL.model))
+    monkeypatch.setattr(runner, "flops", lambda idea, stage, digits: 1.0)
+    slow = switches.parse_switch("others.py:Slow")[1].levels["Slow"]
+    spec = spec_of(tmp_path, "dit", slow, model=str(tmp_path / "model.pt"), latents=str(tmp_path))
+    report = runner.train_and_judge(spec, tmp_path / "slow")
+    assert Path("objective.txt").read_text() == "x" * SMALL.dit_steps       # not in the validation
+    assert report["settings"]["dit_lr"] == 0.002 and report["changes"] == {"dit_lr": 0.002}
+    assert re.fullmatch(r"others.py:Slow \w{12}", report["idea"][0])
+    assert [i for i, loss in enumerate(report["loss_by_t"]) if loss] == [5]      # all times are 0.5
+    grey = switches.parse_switch("others.py:Grey")[1]
+    run, _ = runner.train(grey.levels["Grey"], SMALL, spec_of(tmp_path), tmp_path / "grey")
+    output = run.model.vae.decode(torch.randn(1, 4, 1, 4, 4), torch.zeros(1))
+    assert grey.stage == "vae" and torch.equal(output[:, 0], output[:, 2])
+
+
+def test_a_file_that_changed_is_another_idea(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("others.py").write_text(OTHERS)
+    idea, folder = switches.parse_switch("others.py:Slow")[1].levels["Slow"], tmp_path / "run"
+    spec = spec_of(tmp_path, "dit", idea)
+    assert not ablation.is_done(folder, idea, 1.0)
+    folder.mkdir()
+    (folder / "spec.json").write_text(json.dumps(spec))
+    assert not ablation.is_done(folder, idea, 1.0)                          # begun, to be resumed
+    (folder / "report.json").write_text(json.dumps({**identity(idea), "budget": 1.0}))
+    assert ablation.is_done(folder, idea, 1.0)
+    with pytest.raises(ValueError, match="another idea or budget: name another folder with --out"):
+        ablation.is_done(folder, idea, 2.0)
+    Path("others.py").write_text(OTHERS + "# edited")
+    with pytest.raises(ValueError, match="another idea or budget"):
+        ablation.is_done(folder, idea, 1.0)
+    (folder / "report.json").unlink()
+    with pytest.raises(ValueError, match="another idea or budget"):
+        ablation.is_done(folder, idea, 1.0)
+    with pytest.raises(ValueError, match="has changed since the start"):
+        runner.train_and_judge(spec, folder)
+
+
+def test_mistakes_in_a_file_are_one_line(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("others.py").write_text(OTHERS)
+    Path("broken.py").write_text("import torch\nclass Broken(torch.nn.Module:\n    pass\n")
+    for text, message in (
+            ("absent.py:Idea", "there is no file"),
+            ("others.py:", "has no class '': it has Slow, Grey, Wrong"),
+            ("others.py:Fast", "has no class 'Fast': it has Slow, Grey, Wrong, NotAnIdea"),
+            ("others.py:NotAnIdea", "NotAnIdea is not an idea: it must be a subclass of Idea"),
+            ("others.py:Slow,Grey", "the ideas must have one stage"),
+            ("broken.py:Broken", "broken.py cannot be imported: SyntaxError: "),
+            ("others.py:Wrong", "others = Wrong cannot be trained: AttributeError: 'Tensor' object has no "
+                                "attribute 'no_such_thing' (others.py, line 27)")):
+        with pytest.raises(SystemExit) as stop:
+            ablation.main([text, "--out", "out"])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and message in error and error.count("\n") == 1, error
+    assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_the_documented_idea_is_trained_and_compared_by_the_documented_command(tmp_path):
+    """As a user does it: in an empty folder outside the repository, with the package installed. Only the
+    numbers are smaller, and a line in the file leaves a trace of the forward pass."""
+    file, words = documented()
+    for option, value in (("--seeds", "1"), ("--minutes", "0.03")):
+        words[words.index(option) + 1] = value
+    head, call = re.search(r"(.*def forward\([^\n]*\n)(.*)", file, re.S).groups()
+    (tmp_path / "mine.py").write_text(f'{head}        open("{tmp_path}/trace.txt", "a").write("x")\n{call}')
+    process = command(tmp_path, *words, "--shared-budget", 0.02, "--prompts", 4)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    runs = tmp_path / "runs" / "ablation"
+    table = (runs / "table.md").read_text()
+    assert table in output and (runs / "plot.png").exists()
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| mine |")]
+    assert [row[1] for row in rows] == ["default", "NoGates"] and rows[0][2] != rows[1][2]
+    assert "(" in rows[1][2] and "(" not in rows[0][2]                      # the difference from the default
+    reports = [json.loads((runs / "dit" / name / "seed0" / "report.json").read_text())
+               for name in ("reference", "mine=NoGates")]
+    assert reports[0]["settings"] == reports[1]["settings"] and reports[0]["idea"] == []
+    assert reports[1]["idea"][0].startswith("mine.py:NoGates ") and reports[1]["step_cost"] == 1.0
+    assert [identity_in(report)["changes"] for report in reports] == [{}, {}]
+    assert len((tmp_path / "trace.txt").read_text()) > 4 * reports[1]["settings"]["dit_steps"]    # 4 blocks

@@ -1,0 +1,210 @@
+"""The tables of README.md and docs/*.md, made from the reports in docs/results and from the files themselves.
+
+    python -m tools.tables            print them
+    python -m tools.tables --write    put them into the pages, and draw the plots
+    python -m tools.tables --keep runs/toy/report.json toy      keep a report in docs/results
+"""
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+from minltx.bench import __main__ as bench
+from minltx.video.plots import save_curves
+from tools.count import ROOT, chapter_lines
+
+DOCS = ROOT / "docs"
+RESULTS = DOCS / "results"
+RUNS = {"third": "a third of the steps", "toy": "**the default**", "long": "the shipped model",
+        "mnist": "the default on real MNIST", "large": "64x64, two digits"}
+DECODERS = {"timestep-conditioned": "toy", "without t": "plain"}
+# Chapter -> the lessons that show it, and the assignments that let the learner write it.
+TAUGHT = {"patchify": ("02", "A2"), "flow": ("01", "A1"), "layers": ("05", "A3"), "vae": ("02 03", "A2"),
+          "losses": ("02", "A2"), "rope": ("04", "A3"), "dit": ("05", "A3"), "sampler": ("06", "A1 A4"),
+          "objectives": ("03 06", "")}
+CONDITIONS = {"given_psnr": "PSNR of given frames, dB", "given_off": "error in given frames, px",
+              "given_off_without": "the same without the condition", "rest_off": "error in other frames, px",
+              "rest_off_without": "the same without the condition", "off": "distance from the old path, px",
+              "digit": "digit, %", "colour": "colour, %", "direction": "direction, %"}
+
+
+def report(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(*rows):
+    """Rows of cells -> Markdown; the first row is the head."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def number(*path, form=".1f", unit=1):
+    """Path of keys -> a function that shows this number of a report, in multiples of `unit`."""
+    def show(row):
+        for key in path:
+            row = row[key]
+        return format(row / unit, form)
+    return show
+
+
+def found(*values):
+    """The different ones, as words."""
+    return " or ".join(str(value) for value in sorted(set(values)))
+
+
+# --- Trainings --------------------------------------------------------------------------------------------
+
+def minutes(run):
+    """Both stages and the measurements, all starts of a resumed run together."""
+    return sum(run["seconds"].values()) / 60
+
+
+READ = "digit", "colour", "direction"
+
+
+def first_frame(run):
+    """PSNR of the first frame of image-to-video, relative to the VAE's own reconstruction of it."""
+    image = run["dit"]["image_to_video"]
+    return f"{image['first_frame_psnr'] - image['vae_first_frame_psnr']:+.2f}"
+
+
+COLUMNS = {
+    "command": lambda run: f"`{run['command']}`", "minutes": lambda run: f"{minutes(run):.1f}",
+    **{f"{key}, %": number("dit", "text_to_video", key, unit=0.01) for key in READ},
+    "image-to-video: direction, %": number("dit", "image_to_video", "direction", unit=0.01),
+    "first frame, dB": first_frame, "PSNR, dB": number("vae", "psnr", form=".2f"),
+    "motion": number("vae", "motion_ratio", form=".3f"),
+    "classifier, %": number("vae", "read_in_data", "digit", unit=0.01)}
+
+
+def results_table(names, columns):
+    """What a training gives, one row a report, and what it was measured on."""
+    runs = [report(name) for name in names]
+    rows = [[RUNS[name], *(COLUMNS[c](run) for c in columns)] for name, run in zip(names, runs)]
+    prompts, steps, guidance = (found(*(run["dit"][key] for run in runs))
+                                for key in ("prompts", "steps", "guidance"))
+    return table(["run", *columns], *rows) + (
+        f"\n\nSeed {found(*(run['seed'] for run in runs))}; {prompts} held-out prompts, {steps} sampling "
+        f"steps, guidance {guidance}. Hardware: {found(*(run['hardware'] for run in runs))}.")
+
+
+def decoder_table():
+    """PSNR over added noise for the decoder with and without t."""
+    curves = {label: report(name)["vae"]["psnr_over_noise"] for label, name in DECODERS.items()}
+    rows = [[f"{label}, dB", *(f"{x:.2f}" for x in curve.values())] for label, curve in curves.items()]
+    return table(["noise added, t", *curves["without t"]], *rows)
+
+
+def sideways(title, columns):
+    """Conditions across, their figures down."""
+    def show(key, value):
+        return f"{100 * value:.0f}" if CONDITIONS[key].endswith("%") else f"{value:.1f}"
+
+    keys = [key for key in CONDITIONS if key in next(iter(columns.values()))]
+    rows = [[CONDITIONS[key], *(show(key, row[key]) for row in columns.values())] for key in keys]
+    return table([title, *columns], *rows)
+
+
+def conditions_tables():
+    """What keyframes, extension, strength and video-to-video do on the toy."""
+    stored = report("conditions")
+    rows = stored["rows"]
+    psnr, strength, change = (rows.pop(key) for key in ("reconstruction_psnr", "strength", "video_to_video"))
+    return "\n\n".join([
+        sideways("given", rows), sideways("strength of a first frame", strength),
+        sideways("video-to-video, change", change),
+        f"{stored['clips']} held-out clips, seed {stored['seed']}, the shipped model. "
+        f"The PSNR of the clips' own reconstructions is {psnr:.1f} dB."])
+
+
+def claims_text():
+    """The ablations' verdicts, and what they took."""
+    folder = RESULTS / "claims"
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/seed*/report.json"))]
+    asked = json.loads((folder / "asked.json").read_text())
+    spent = {stage: [minutes(run) for run in runs if run["stage"] == stage]
+             for stage in dict.fromkeys(run["stage"] for run in runs)}
+    means = ", ".join(f"{stage} {sum(m) / len(m):.1f}" for stage, m in spent.items())
+    return (folder / "table.md").read_text().split("\n\n")[0] + (
+        f"\n\n`{asked['command']}`: {len(runs)} runs, {asked['seeds']} seeds, minutes of training each: "
+        f"{means}. Hardware: {found(*(run['hardware'] for run in runs))}.")
+
+
+# --- Benchmarks -------------------------------------------------------------------------------------------
+
+def bench_text():
+    """Every report of `minltx.bench` as the command itself prints it."""
+    stored = [json.loads(path.read_text()) for path in sorted((RESULTS / "bench").glob("*.json"))]
+    return "\n\n".join(f"`{run['command']}`\n\n```text\n{bench.table(run)}\n```" for run in stored)
+
+
+# --- Chapters -------------------------------------------------------------------------------------------
+
+def notebooks(folder, names):
+    """"02 03" -> links to the notebooks of a folder whose names begin so."""
+    paths = [next((ROOT / folder).glob(f"{name}_*.ipynb")) for name in names.split()]
+    return " ".join(f"[{path.name[:2]}]({folder}/{path.name})" for path in paths)
+
+
+def chapters_table():
+    """The reading order: file, idea (first sentence of its docstring), code lines, lessons, assignments."""
+    counts, rows = chapter_lines(), []
+    for name, (lessons, assignments) in TAUGHT.items():
+        docstring = ast.get_docstring(ast.parse((ROOT / "minltx" / f"{name}.py").read_text()))
+        idea = re.split(r" \(|\.", " ".join(docstring.split()))[0]
+        rows.append([f"[{name}](minltx/{name}.py)", idea, counts[name], notebooks("notebooks", lessons),
+                     notebooks("notebooks/assignments", assignments)])
+    return table(["file", "the idea", "code lines", "lesson", "assignment"], *rows,
+                 ["", "together", sum(counts.values()), "", ""])
+
+
+# --- Pages ------------------------------------------------------------------------------------------------
+
+def tables():
+    """Marker in README.md or a page of docs -> Markdown."""
+    few = results_table(["third", "toy", "long", "mnist"], list(COLUMNS)[:5])
+    commands = [f"- {label}: `{report(name)['command']}`" for name, label in RUNS.items()]
+    return {"expect": re.sub(" --out [^`]+", "", few), "chapters": chapters_table(),
+            "results": results_table(RUNS, list(COLUMNS)[1:]) + "\n\n" + "\n".join(commands),
+            "conditions": conditions_tables(), "decoder": decoder_table(), "claims": claims_text(),
+            "bench": bench_text()}
+
+
+def with_tables(page, made):
+    """A page with the tables between its markers replaced by new ones."""
+    def replaced(match):
+        return f"<!-- {match[1]} -->\n{made[match[1]]}\n<!-- /{match[1]} -->"
+
+    return re.sub(rf"<!-- ({'|'.join(made)}) -->\n.*?<!-- /\1 -->", replaced, page, flags=re.S)
+
+
+def plots():
+    """docs/decoder.png and docs/frontier.png, from the same reports."""
+    curves = {label: tuple(zip(*((float(t), y) for t, y in report(name)["vae"]["psnr_over_noise"].items())))
+              for label, name in DECODERS.items()}
+    save_curves(DOCS / "decoder.png",
+                [("Held-out clips", "noise mixed into the latents, t", "PSNR in dB", curves, "linear")])
+    runs = [report(name) for name in ("third", "toy", "long")]
+    times = [minutes(run) for run in runs]
+    right = {key: (times, [100 * run["dit"]["text_to_video"][key] for run in runs]) for key in READ}
+    quality = {"reconstruction": (times, [run["vae"]["psnr"] for run in runs])}
+    save_curves(DOCS / "frontier.png", [("Held-out prompts", "minutes", "% right", right, "linear"),
+                                        ("Held-out clips", "minutes", "PSNR in dB", quality, "linear")])
+
+
+def main(args):
+    if args[:1] == ["--keep"]:
+        (RESULTS / f"{args[2]}.json").write_text(json.dumps(json.loads(Path(args[1]).read_text())) + "\n")
+        return
+    made = tables()
+    print("\n\n".join(made.values()))
+    if args == ["--write"]:
+        for page in (ROOT / "README.md", *DOCS.glob("*.md")):
+            page.write_text(with_tables(page.read_text(), made))
+        plots()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
