@@ -65,7 +65,7 @@ class Idea:
         """Replace modules of a new model, in place, and return it."""
         return model
 
-    def vae_objective(self, vae, video, recipe, generator, foreground=0.0, critics=Critics()):
+    def vae_objective(self, vae, video, recipe, generator, foreground=None, critics=Critics()):
         """The loss of stage 1 and its terms by name, see `objectives.vae_objective`."""
         return vae_objective(vae, video, recipe, generator, foreground, critics)
 

@@ -3,7 +3,6 @@
 import itertools
 import statistics
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def vae_steps(idea, settings, data):
     """For each phase of stage 1, how many steps it has, and a function that does one without an optimiser."""
     model, generator = idea.build(settings.model), torch.Generator().manual_seed(0)
     model.vae.encoder.requires_grad_(not settings.freeze_encoder)
-    critics = critics_of(idea, settings, data, 0, "cpu", steps=1)
+    critics = build_critics(settings, data, 0, "cpu", 1, idea.discriminator)
 
     def step(frames, batch):
         video = data.batch(batch, generator)[0][:, :, :frames]
@@ -88,16 +87,6 @@ def seconds(idea, stage, digits):
 
 # --- Training ---------------------------------------------------------------------------------------------
 
-def critics_of(idea, settings, data, seed, device, **how):
-    """`build_critics` with the idea's discriminator."""
-    critics = build_critics(settings, data, seed, device, **how)
-    if critics.discriminator is None:
-        return critics
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return replace(critics, discriminator=idea.discriminator(settings.discriminator_width).to(device))
-
-
 def train(idea, settings, spec, folder):
     """Train one run, or the rest of one that was stopped -> Run, held-out clips.
 
@@ -117,7 +106,7 @@ def train(idea, settings, spec, folder):
     run = Run(folder, model, settings, seed, spec["digits"], World(device), resume=begun)
     if stage != "dit" and "vae" not in run.stages_done:
         train_vae(run, model, [data], held_out, idea.vae_objective,
-                  critics_of(idea, settings, data, seed, device))
+                  build_critics(settings, data, seed, device, discriminator_class=idea.discriminator))
     if stage != "decoder":
         caches = encode(run, clip_variants(data, *digits, settings), stage, spec.get("latents"))
         if stage != "vae" and "dit" not in run.stages_done:

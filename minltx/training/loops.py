@@ -154,7 +154,7 @@ def validate(run, stage, check):
     return loss.item()
 
 
-def build_critics(settings, data, seed, device, steps=700):
+def build_critics(settings, data, seed, device, steps=700, discriminator_class=Discriminator):
     """The networks of the perceptual and adversarial terms; None where the term's weight is 0.
 
     The digit classifier of the perceptual term is trained for `steps` steps. It is not the one that judges
@@ -167,5 +167,5 @@ def build_critics(settings, data, seed, device, steps=700):
     if settings.loss.adversarial:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            discriminator = Discriminator(settings.discriminator_width).to(device)
+            discriminator = discriminator_class(settings.discriminator_width).to(device)
     return Critics(perceptual, discriminator)
