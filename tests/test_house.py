@@ -30,7 +30,8 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 SCRIPTS = ("train_tiny", "sample")
 PLACES = {**{room: room for room in LEVEL if " " not in room},
           **dict.fromkeys(["minltx", *CHAPTERS], "book"),
-          **dict.fromkeys(["files", "command", "threads", "fast_cpu", "caption_files"], "beside the book")}
+          **dict.fromkeys(["files", "command", "threads", "fast_cpu", "fast_gpu", "caption_files"],
+                          "beside the book")}
 COMMANDS = ("minltx.ablation", "minltx.bench", "minltx.course", "minltx.training")
 OPTIONAL = ("IPython", "av", "diffusers", "ipykernel", "jupyter_client", "nbclient", "nbconvert", "nbformat",
             "safetensors", "sentencepiece", "transformers")

@@ -1,8 +1,11 @@
 """Faster ways to run the chapters compute the same: compiled blocks, and a clip alone or in a batch."""
 
+import copy
+
 import pytest
 import torch
 
+from minltx import fast_gpu
 from minltx.dit import DiT, DiTConfig
 from minltx.fast_cpu import accelerate
 from minltx.vae import ResGroup, VAEConfig, VideoVAE
@@ -103,3 +106,24 @@ def test_a_clip_alone_equals_the_clip_in_a_batch_values_and_gradients(prepare):
         for one, other in zip(alone, both):
             if one is not None:
                 assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_network_prepared_for_a_gpu_computes_the_same(compiled):
+    """`fast_gpu.accelerate` on a CPU: more kinds of block than torch compiles by default, each for three
+    sizes, and convolutions in channels_last_3d. Names and values of the parameters stay."""
+    del compiled                                                    # only that torch.compile works here
+    config = VAEConfig(4, 2, 8, (("res", 1), ("down", (1, 2, 2), 16)),
+                       16, (("res", 1), ("res", 2), ("up", (1, 2, 2), 8), ("res", 1)))
+    vae = randomised(VideoVAE(config)).eval()
+    fast = fast_gpu.accelerate(copy.deepcopy(vae))
+    assert list(fast.state_dict()) == list(vae.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(fast.state_dict().values(), vae.state_dict().values()))
+    weight = fast.decoder.up_blocks[0].res_blocks[0].conv1.conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+    for size in ((3, 8, 8), (2, 12, 8), (1, 4, 4)):
+        latent, t = torch.randn(1, 4, *size), torch.tensor([0.05])
+        exact = vae.decode(latent, t)
+        assert (fast.decode(latent, t) - exact).abs().max() < 1e-5 * exact.std()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 12     # four blocks, three sizes

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from minltx.bench import __main__ as bench
+from minltx.bench import headline
 from minltx.video.plots import save_curves
 from tools.count import ROOT, chapter_lines
 
@@ -140,6 +141,11 @@ def bench_text():
     return "\n\n".join(f"`{run['command']}`\n\n```text\n{bench.table(run)}\n```" for run in stored)
 
 
+def gpu_text():
+    """What was measured of the headline, as its summary says it."""
+    return headline.summary(RESULTS / "gpu").split("\nNot done yet")[0].replace("```", "```text", 1).strip()
+
+
 # --- Chapters -------------------------------------------------------------------------------------------
 
 def notebooks(folder, names):
@@ -169,7 +175,7 @@ def tables():
     return {"expect": re.sub(" --out [^`]+", "", few), "chapters": chapters_table(),
             "results": results_table(RUNS, list(COLUMNS)[1:]) + "\n\n" + "\n".join(commands),
             "conditions": conditions_tables(), "decoder": decoder_table(), "claims": claims_text(),
-            "bench": bench_text()}
+            "bench": bench_text(), "gpu": gpu_text()}
 
 
 def with_tables(page, made):

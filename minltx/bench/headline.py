@@ -9,6 +9,7 @@ file to measure it again. summary.md is rewritten after each item.
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -41,7 +42,7 @@ ALL = (*ITEMS, "toy", *(["gpu_tests"] if GPU_TESTS.exists() else []))
 def command_of(name, args, folder):
     """An item's command, as a list of words."""
     if name == "gpu_tests":
-        return [sys.executable, "-m", "pytest", "-q", str(GPU_TESTS)]
+        return [sys.executable, "-m", "pytest", "-q", os.path.relpath(GPU_TESTS)]
 
     def given(*options):
         return [word for option in options if (value := getattr(args, option)) is not None
@@ -74,13 +75,13 @@ def run_item(name, args, folder, execute):
         found = {"error": f"exit code {code}: {last}"} if code else {"result": last}
     except OSError as error:
         found = {"error": f"{type(error).__name__}: {error}"}
-    found |= {"command": shlex.join(command), "wall_seconds": time.perf_counter() - begin}
+    found |= {"command": shlex.join(["python", *command[1:]]), "wall_seconds": time.perf_counter() - begin}
     put_in_place(path, lambda part: part.write_text(json.dumps(found, indent=1) + "\n"))
 
 
 def run(args, names, execute=execute):
     """The named items that have no result yet, and the summary -> its text."""
-    folder = Path(args.headline).resolve()
+    folder = Path(args.headline)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         if not (folder / f"{name}.json").exists():

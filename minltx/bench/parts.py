@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from minltx import fast_gpu
 from minltx.bench.flops import META, counted, t5_flops
 from minltx.dit import DiT, DiTConfig, flatten_latent
 from minltx.fast_cpu import accelerate
@@ -28,7 +29,6 @@ from minltx.rope import latent_coordinates
 from minltx.sampler import Guidance, Sampling, generate
 from minltx.toy.captions import CaptionEncoder, tokenize
 from minltx.training.memory import on_meta
-from minltx.training.parallel import blocks_of
 from minltx.training.settings import TOY
 from minltx.vae import VAEConfig, VideoVAE
 from minltx.video.files import save_video
@@ -118,13 +118,12 @@ def randomise(network):
 
 
 def build(network, config, setup, dtype=None):
-    """network(config) with random weights, allocated once, on the device and in the dtype; compiled block by
-    block if the setup says so."""
+    """network(config) with random weights, allocated once, on the device and in the dtype; compiled by
+    `fast_gpu.accelerate` if the setup says so."""
     made = on_meta(network, config).to(dtype or setup.dtype).to_empty(device=setup.device)
     torch.manual_seed(setup.seed)
-    for block in blocks_of(made) if setup.compiled else ():
-        block.compile()
-    return randomise(made).eval()
+    randomise(made).eval()
+    return fast_gpu.accelerate(made) if setup.compiled else made
 
 
 def twin(network):
@@ -269,7 +268,7 @@ def train_part(setup):
     autocast, with weights in float32."""
     p, full = setup.preset, torch.float32
     dit, words = build(DiT, p.dit, setup, full).train(), words_for(setup, full)
-    for block in blocks_of(dit) if setup.checkpointing else ():
+    for block in fast_gpu.blocks_of(dit) if setup.checkpointing else ():
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     latent = noise(setup, 1, p.dit.latent_channels, *latent_grid(setup, p.dit_size), dtype=full)
     batch, generator = Batch(latent, [CAPTION], p.fps), torch.Generator().manual_seed(setup.seed)
@@ -302,6 +301,10 @@ def operations(name, setup):
     p = setup.preset
     if name == "save":
         return 0
+    if name == "sample" and setup.steps > 1:        # its steps are alike: count one
+        one = operations(name, replace(setup, steps=1))
+        decoding = operations("decode", replace(setup, preset=replace(p, vae_size=p.dit_size)))
+        return one + (setup.steps - 1) * (one - decoding)
     if name == "text" and p.t5 is not None:
         return t5_flops(p.words, *(p.t5[k] for k in ("d_model", "num_layers", "num_heads", "d_kv", "d_ff")))
     part = PARTS[name](replace(setup, device=META, dtype=torch.float32, compiled=False, checkpointing=False))

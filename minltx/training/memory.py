@@ -34,8 +34,8 @@ from torch.utils.checkpoint import checkpoint
 
 from minltx.command import Parser, parse_sizes
 from minltx.dit import DiT, DiTConfig
+from minltx.fast_gpu import blocks_of
 from minltx.objectives import VAERecipe, vae_objective
-from minltx.training.parallel import blocks_of
 from minltx.vae import VAEConfig, VideoVAE
 
 BYTES = {"float32": 4, "bf16": 2}

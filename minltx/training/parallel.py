@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from minltx.dit import DiT
+from minltx.fast_gpu import blocks_of, compile_blocks
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,6 @@ class Objective(nn.Module):
         return self.objective(self.model, *args)
 
 
-def blocks_of(module):
-    """The parts of a network that run in sequence: each is compiled, recomputed and gathered as one."""
-    return [block for m in module.modules() for name in ("blocks", "down_blocks", "up_blocks")
-            for block in getattr(m, name, ())]
-
-
 def parallelize(world, model, parts, objective):
     """Make the named parts of a model trainable, and only them, in this world.
 
@@ -143,11 +138,10 @@ def parallelize(world, model, parts, objective):
         model = copy.deepcopy(model, rest)
     for part in map(model.get_submodule, parts):
         part.requires_grad_(True)
-        for block in blocks_of(part):
-            if world.checkpointing:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-            if world.compiled:
-                block.compile()
+        for block in blocks_of(part) if world.checkpointing else ():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if world.compiled:
+            compile_blocks(part)
         if sharded:
             shard(part, world)
     if world.size > 1 and not sharded:
