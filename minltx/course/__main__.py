@@ -4,8 +4,9 @@
     python -m minltx.course grade submissions --out grades      # a folder, or one notebook
 
 A submission runs in a Jupyter kernel of its own, cell by cell, each with a time limit. A function is checked
-as soon as it is defined, so a later crash costs nothing that was earned. Submissions are untrusted code:
-grade them in a container.
+as soon as it is defined, so a later crash costs nothing that was earned. All submissions are read before the
+first one runs, and after each one its processes are ended and the grades so far are written. Submissions are
+untrusted code: grade them in a container.
 """
 
 import copy
@@ -13,6 +14,7 @@ import csv
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -27,6 +29,7 @@ except ImportError as error:
     raise SystemExit(f"python -m minltx.course needs Jupyter ({error}): pip install jupyter") from None
 
 from minltx.command import Parser
+from minltx.course.alone import run_alone
 from minltx.course.checks import CHECKS
 from minltx.files import put_in_place
 
@@ -35,14 +38,16 @@ INSTALLED = Path(__file__).with_name("assignments")                    # after p
 SOURCES = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "notebooks" / "assignments"   # in a clone
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 ATTEMPTS = 5                    # how often a submission is run, each time without one more cell
+LARGEST = 50 * 2**20            # bytes of a submission
 
 
-def read_notebook(path):
-    """path -> a notebook of format 4. Raises ValueError if the file is not a Jupyter notebook."""
+def read_notebook(path, content=None):
+    """path, or the file's content in bytes -> a notebook of format 4. Raises ValueError if it is not one."""
     try:
+        content = Path(path).read_bytes() if content is None else content
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                            # cells without an id
-            notebook = nbformat.read(path, as_version=4)
+            notebook = nbformat.reads(content.decode("utf-8"), as_version=4)
         if all(isinstance(cell.source, str) and cell.cell_type for cell in notebook.cells):
             return notebook
     except Exception:           # the reader fails in many ways on other files
@@ -52,7 +57,8 @@ def read_notebook(path):
 
 def tasks_of(notebook, path):
     """The tasks of the assignment that a notebook is: from its metadata, or else from its file's name."""
-    name = notebook.metadata.get("minltx", {}).get("assignment") or Path(path).name[:2]
+    own = notebook.metadata.get("minltx")
+    name = isinstance(own, dict) and own.get("assignment") or Path(path).name[:2]
     return [task for task in CHECKS if task.startswith(f"{name}.")]
 
 
@@ -155,7 +161,7 @@ def run_submission(notebook, tasks, limits, skip):
                                 resources={"metadata": {"path": folder}})
         client.log.disabled = True                                     # timeouts are reported in the notes
         environment = {"OMP_NUM_THREADS": "1", **os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": paths}
-        with client.setup_kernel(env=environment, stderr=subprocess.DEVNULL):
+        with client.setup_kernel(env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
             get_hints(client, tasks, 120)                              # imports torch
             end = time.monotonic() + limits[1]
             for number, cell in enumerate(notebook.cells):
@@ -178,21 +184,25 @@ def run_submission(notebook, tasks, limits, skip):
     return hints, notes, None
 
 
-def grade(path, limits=(20.0, 120.0)):
+def empty_result(path, note):
+    """The result of a submission that cannot be graded, with the reason."""
+    return {"file": str(path), "assignment": "", "points": 0, "of": 0, "tasks": {}, "notes": [note]}
+
+
+def grade(path, limits=(20.0, 120.0), content=None):
     """One submission -> {"file", "assignment", "points", "of", "tasks", "notes"}.
 
-    limits as in `run_submission`; tasks: {task: {"points", "of", "hint"}}; notes: errors, and cells that were
-    interrupted or skipped.
+    limits as in `run_submission`; content: the file's bytes, if it was read before; tasks: {task: {"points",
+    "of", "hint"}}; notes: errors, and cells that were interrupted or skipped.
     """
-    result = {"file": str(path), "assignment": "", "points": 0, "of": 0, "tasks": {}, "notes": []}
     try:
-        notebook = read_notebook(path)
+        notebook = read_notebook(path, content)
     except ValueError as error:
-        return {**result, "notes": [str(error)]}
+        return empty_result(path, str(error))
     tasks = tasks_of(notebook, path)
     if not tasks:
-        return {**result, "notes": [f"{path} is not named after an assignment: name it A1..., A2..., ..."]}
-    hints, notes, skip = {}, [], []
+        return empty_result(path, f"{path} is not named after an assignment: name it A1..., A2..., ...")
+    hints, notes, skip, marks = {}, [], [], {}
     while len(skip) < ATTEMPTS:
         found, new, stopped = run_submission(notebook, tasks, limits, skip)
         hints.update(found)
@@ -202,16 +212,15 @@ def grade(path, limits=(20.0, 120.0)):
         skip.append(stopped)
     for task in tasks:
         of, hint = CHECKS[task].points, hints.get(task, "not found: no cell defines it")
-        result["tasks"][task] = {"points": 0 if hint else of, "of": of, "hint": hint or ""}
-    return {**result, "assignment": tasks[0][:2], "notes": notes,
-            "points": sum(x["points"] for x in result["tasks"].values()),
-            "of": sum(x["of"] for x in result["tasks"].values())}
+        marks[task] = {"points": 0 if hint else of, "of": of, "hint": hint or ""}
+    return {"file": str(path), "assignment": tasks[0][:2], "points": sum(x["points"] for x in marks.values()),
+            "of": sum(x["of"] for x in marks.values()), "tasks": marks, "notes": notes}
 
 
 # --- Many submissions -------------------------------------------------------------------------------------
 
-def grade_all(path, out, limits):
-    """A notebook, or all notebooks in a folder -> results; writes grades.json and grades.csv to `out`.
+def submissions(path):
+    """A notebook, or all notebooks in a folder -> {file: its bytes, or the reason why it is not read}.
 
     Raises ValueError if there is no notebook.
     """
@@ -222,25 +231,67 @@ def grade_all(path, out, limits):
         p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     if not files:
         raise ValueError(f"there is no notebook in {path}")
-    results = []
-    for file in files:
-        results.append(grade(file, limits))
+    return {file: read_bytes(file) for file in files}
+
+
+def read_bytes(file):
+    """The content of a file, or the reason why it cannot be a submission."""
+    try:
+        if not file.is_file():                                         # reading a pipe may never end
+            return f"{file} is not a file"
+        if file.stat().st_size > LARGEST:
+            return f"{file} is larger than {LARGEST // 2**20} MiB"
+        return file.read_bytes()
+    except OSError as error:
+        return f"cannot read {file}: {error.strerror}"
+
+
+def grade_alone(path, limits, content):
+    """`grade` in a process of its own; a submission that breaks the grader gets a note and no points."""
+    if isinstance(content, str):
+        return empty_result(path, content)
+    longest = ATTEMPTS * (120 + limits[1] + 4 * limits[0])
+    try:
+        return run_alone(grade, (path, limits, content), longest)
+    except RuntimeError as error:
+        return empty_result(path, f"{path} cannot be graded: {error}")
+
+
+def grade_all(path, out, limits):
+    """A notebook, or all notebooks in a folder -> results; writes grades.json and grades.csv to `out`, anew
+    after each submission.
+
+    Raises ValueError if there is no notebook, and OSError if the grades cannot be written.
+    """
+    results, contents = [], submissions(path)      # read before the first one runs: none changes another
+    for file, content in contents.items():
+        results.append(grade_alone(file, limits, content))
         print_grade(results[-1])
-    text = json.dumps(results, indent=1) + "\n"
-    put_in_place(Path(out) / "grades.json", lambda part: part.write_text(text))
-    tasks = [task for task in CHECKS if any(task in r["tasks"] for r in results)]
-    rows = [[r["file"], r["assignment"], r["points"], r["of"]] +
-            [r["tasks"].get(task, {}).get("points", "") for task in tasks] for r in results]
-    write_table(Path(out) / "grades.csv", [["file", "assignment", "points", "of", *tasks], *rows])
+        write_grades(results, Path(out))
     return results
 
 
+def write_grades(results, out):
+    text = json.dumps(results, indent=1) + "\n"
+    put_in_place(out / "grades.json", lambda part: part.write_text(text))
+    tasks = [task for task in CHECKS if any(task in r["tasks"] for r in results)]
+    rows = [[printable(r["file"]), r["assignment"], r["points"], r["of"]] +
+            [r["tasks"].get(task, {}).get("points", "") for task in tasks] for r in results]
+    write_table(out / "grades.csv", [["file", "assignment", "points", "of", *tasks], *rows])
+
+
+def printable(text):
+    """The same in one line, with escapes for characters that a terminal or a file may not take."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def print_grade(result):
-    print(f"{result['points']:3}/{result['of']:<3} {result['file']}")
-    for task, x in result["tasks"].items():
-        print(f"        {task} {CHECKS[task].name:24} {x['points']}/{x['of']}  {x['hint']}")
-    for note in result["notes"]:
-        print(f"        note: {note}")
+    lines = [f"{result['points']:3}/{result['of']:<3} {printable(result['file'])}"]
+    lines += [f"        {task} {CHECKS[task].name:24} {x['points']}/{x['of']}  {printable(x['hint'])}"
+              for task, x in result["tasks"].items()]
+    lines += [f"        note: {printable(note)}" for note in result["notes"]]
+    encoding = sys.stdout.encoding or "utf-8"
+    print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def main(argv=None):

@@ -1,0 +1,167 @@
+"""One submission costs no other its grade: each is graded in a process of its own, and all that it started
+is ended."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+
+from minltx.course import __main__ as course    # noqa: E402
+from minltx.course.alone import descendants, run_alone    # noqa: E402
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+EMPTY = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+DETACHED = """
+import os, subprocess, sys, time
+sleep = "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); " \\
+        "os.fork() and sys.exit(); os.setsid(); time.sleep(300)"
+for _ in range(20):
+    subprocess.Popen([sys.executable, "-c", sleep], start_new_session=True)
+time.sleep(1)
+"""
+
+
+def cell(source, **fields):
+    return {"cell_type": "code", "source": source, "metadata": {}, "outputs": [], "execution_count": None,
+            "id": "a", **fields}
+
+
+def hang():
+    time.sleep(300)
+
+
+def leave():
+    os._exit(3)
+
+
+def refuse():
+    raise SystemExit("enough")
+
+
+def start_others():
+    exec(DETACHED, {})
+    return len(descendants(os.getpid()))
+
+
+def test_a_call_alone_returns_its_result_or_says_why_there_is_none():
+    before = descendants(os.getpid())
+    assert run_alone(sorted, ([2, 1],), 20) == [1, 2]
+    for function, arguments, reason in [(hang, (), "longer than 1 s"), (leave, (), "ended with code 3"),
+                                        (refuse, (), "SystemExit: enough"), (object, (), "not JSON"),
+                                        (int, ("x",), "ValueError: invalid literal")]:
+        with pytest.raises(RuntimeError, match=reason):
+            run_alone(function, arguments, 1 if function is hang else 20)
+    assert descendants(os.getpid()) <= before
+
+
+@LINUX
+def test_processes_that_detached_themselves_are_ended():
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    try:
+        before = descendants(os.getpid())
+        assert other.pid in before
+        assert run_alone(start_others, (), 60) >= 1         # the others already belong to this process
+        assert descendants(os.getpid()) == before and other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+STRANGE = {
+    "null": {**EMPTY, "metadata": None},
+    "list": {**EMPTY, "metadata": {"minltx": [1]}},
+    "number": {**EMPTY, "metadata": {"minltx": {"assignment": {"a": 1}}}},
+    "cell null": {**EMPTY, "cells": [cell("x = 1", metadata=None, outputs=None)]},
+    "cells null": {**EMPTY, "cells": None},
+    "text": "A1"}
+
+
+def strange_folder(folder):
+    """A folder with submissions that are not notebooks, or hardly."""
+    folder.mkdir()
+    for name, content in STRANGE.items():
+        (folder / f"Z {name}.ipynb").write_text(json.dumps(content))
+    (folder / "Z brackets.ipynb").write_text("[" * 100_000)
+    (folder / "Z deep.ipynb").write_text(json.dumps(EMPTY)[:-1] + ', "x": ' + "[" * 10**5 + "]" * 10**5 + "}")
+    (folder / "Z bytes.ipynb").write_bytes(json.dumps(EMPTY).encode() + b"\xff\xfe\x00")
+    (folder / "Z empty.ipynb").write_bytes(b"")
+    (folder / "Z folder.ipynb").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "Z pipe.ipynb")
+    with open(folder / "Z large.ipynb", "wb") as file:
+        file.truncate(2**40)
+    return folder
+
+
+def test_files_that_are_hardly_notebooks_get_a_note_each(tmp_path, capsys):
+    folder = strange_folder(tmp_path / "in")
+    results = course.grade_all(folder, tmp_path / "out", (5.0, 60.0))
+    assert len(results) == len(list(folder.iterdir())) >= 12
+    assert {r["points"] for r in results} == {0} and all(len(r["notes"]) == 1 for r in results)
+    assert json.loads((tmp_path / "out" / "grades.json").read_text()) == results
+    assert len((tmp_path / "out" / "grades.csv").read_text().splitlines()) == len(results) + 1
+    assert "larger than 50 MiB" in capsys.readouterr().out
+
+
+def test_grades_are_written_as_they_come(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        (tmp_path / "in" / f"{name}.ipynb").write_text("{")
+
+    def stopped(path, limits, content):
+        if path.stem == "c":
+            raise KeyboardInterrupt
+        return course.empty_result(path, "\ud800 and \x1b[2J")
+
+    monkeypatch.setattr(course, "grade_alone", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        course.grade_all(tmp_path / "in", tmp_path / "out", (5.0, 60.0))
+    stored = json.loads((tmp_path / "out" / "grades.json").read_text())
+    assert [r["file"][-7:] for r in stored] == ["a.ipynb", "b.ipynb"]
+
+
+def test_what_is_printed_suits_every_terminal(tmp_path, monkeypatch):
+    """A message with half a surrogate, terminal codes and line ends, on a terminal that knows ASCII only."""
+    result = course.empty_result(tmp_path / "ä.ipynb", "\ud800 \x1b[2J \n é")
+    with open(tmp_path / "log", "w", encoding="ascii") as log:
+        monkeypatch.setattr(sys, "stdout", log)
+        course.print_grade(result)
+        monkeypatch.undo()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == 2 and lines[0].endswith("\\xe4.ipynb")
+    assert lines[1].strip() == "note: \\ud800 \\x1b[2J \\n \\xe9"
+
+
+RIGHT = "import torch\ndef velocity(x0, noise):\n    return noise - x0"
+HARMFUL = {
+    "detached": DETACHED,
+    "kills": "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
+    "others": "import glob\nfor file in glob.glob({folder!r} + '/*.ipynb'):\n    open(file, 'w').close()",
+    "surrogate": "raise ValueError('\\ud800')",
+    "log": "import os\nfor i in range(9):\n    os.write(1, b'\\xff' * 99)"}
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_submission_that_harms_the_grader_costs_no_other_its_grade(tmp_path):
+    """It leaves processes, kills its parent, empties the others' files, prints bytes that are not text."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, (name, harm) in enumerate(HARMFUL.items()):
+        page = {**EMPTY, "metadata": {"minltx": {"assignment": "A1"}},
+                "cells": [cell(RIGHT), cell(harm.replace("{folder!r}", repr(str(folder))))]}
+        (folder / f"{i} {name}.ipynb").write_text(json.dumps(page))
+    (folder / "9 honest.ipynb").write_text(json.dumps({**page, "cells": [cell(RIGHT)]}))
+    before = descendants(os.getpid())
+    results = course.grade_all(folder, tmp_path / "out", (10.0, 60.0))
+    assert descendants(os.getpid()) == before
+    assert len(results) == len(HARMFUL) + 1 and results[-1]["points"] == 1 and results[-1]["notes"] == []
+    assert (folder / "9 honest.ipynb").stat().st_size == 0
+    assert all(r["points"] == 1 or "cannot be graded: its process ended" in r["notes"][0] for r in results)
+    assert (tmp_path / "out" / "grades.csv").read_text().count("\n") == len(results) + 1
