@@ -9,12 +9,9 @@ import math
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
-from matplotlib.path import Path
 from PIL import Image
 
+from minltx.course.diagrams import BLUE, GREY, INK, ORANGE, Page
 from minltx.dit import DiT, DiTConfig
 from minltx.pretrained import RELEASES
 from minltx.sampler import Sampling, sample_latent, seeded_noise
@@ -25,7 +22,7 @@ from tools.count import ROOT
 
 CAPTION, SEED = "a red 7 moving left", 3
 FULL_CLIP = (121, 512, 768)          # of the 2 B model: frames, height, width
-TOY, FULL, INK, GREY = "#1763b6", "#b8470b", "#222222", "#6b7480"
+TOY, FULL = BLUE, ORANGE
 
 
 def shapes(vae, dit, clip, words, steps):
@@ -51,43 +48,6 @@ def sampled(toy):
     latent = sample_latent(toy.dit, noise, toy.embed([CAPTION]), toy.embed([""]), toy.sampling())
     parts = (noise, 5), (latent, 5), (toy.generate([CAPTION], [SEED])[:, :, ::8], 2)
     return [(x[0, :3].movedim(0, -1) / scale + 0.5).clamp(0, 1).numpy() for x, scale in parts]
-
-
-class Drawing:
-    """Text, boxes, frames and arrows on a page of 120 x 66 units."""
-
-    def __init__(self):
-        self.figure, self.arrows = Figure(figsize=(12, 6.6), dpi=150), []
-        FigureCanvasAgg(self.figure)
-        self.ax = self.figure.add_axes((0, 0, 1, 1), xlim=(0, 120), ylim=(0, 66))
-        self.ax.axis("off")
-
-    def lines(self, x, y, *rows, **how):
-        """Rows of (text, colour), centred at x, from y downwards."""
-        for i, (text, colour) in enumerate(rows):
-            how = {"size": 11, "ha": "center", "va": "center", **how}
-            self.ax.text(x, y - 2.3 * i, text, color=colour, **how)
-
-    def box(self, x, y, width, height, title, *rows, face="#eef1f5"):
-        """A rounded box with its title and rows in the middle."""
-        style = "round, pad=0, rounding_size=1"
-        self.ax.add_patch(FancyBboxPatch((x, y), width, height, style, fc=face, ec="#8893a2"))
-        top = y + height / 2 + 1.15 * len(rows)
-        self.lines(x + width / 2, top, (title, INK), size=12.5, weight="bold")
-        self.lines(x + width / 2, top - 2.5, *rows)
-
-    def frames(self, x, y, side, frames, right=1.1, up=0.9):
-        """Cards, the first frame in front, each later one further to the right and up."""
-        for i, frame in reversed(list(enumerate(frames))):
-            left, low = x + right * i, y + up * i
-            self.ax.imshow(frame, extent=(left, left + side, low, low + side), zorder=3, aspect="equal")
-            self.ax.add_patch(Rectangle((left, low), side, side, fill=False, ec="#666666", zorder=3))
-
-    def arrow(self, *points):
-        """From the first point along straight lines to the last."""
-        self.arrows.append(points)
-        how = {"mutation_scale": 14, "lw": 1.6, "color": "#4a5462", "joinstyle": "round", "zorder": 2}
-        self.ax.add_patch(FancyArrowPatch(path=Path(points), arrowstyle="-|>", **how))
 
 
 def draw_inputs(d, both, noise, picture):
@@ -146,8 +106,8 @@ def draw_outputs(d, both, latent, video):
 
 
 def draw():
-    """The whole picture -> Drawing."""
-    model, d, release = load_toy(), Drawing(), RELEASES["0.9.5"].sampling
+    """The whole picture -> Page."""
+    model, d, release = load_toy(), Page(120, 66, dpi=150), RELEASES["0.9.5"].sampling
     with torch.device("meta"):
         full = shapes(VideoVAE(VAEConfig()), DiT(DiTConfig()), FULL_CLIP, release.text_tokens, release.steps)
     toy = shapes(model.vae, model.dit, model.config.data.clip_shape, len(CAPTION.split()), STEPS)
