@@ -22,13 +22,13 @@ class LTXVideo(nn.Module):
         self.dit, self.vae = DiT(config.dit), build_vae(config.vae)
 
     def schedule(self, steps=None, tokens=0):
-        """The release's times (steps + 1,). Raises ValueError if steps < 1, and if a distilled model is asked
-        for others than its own."""
+        """The release's times (steps + 1,). A distilled model takes fewer steps by leaving out its last
+        times. Raises ValueError if steps < 1, and if a distilled model is asked for more than it has."""
         c = self.config.sampling
         if c.times:
-            if steps not in (None, len(c.times)):
-                raise ValueError(f"this distilled model takes exactly {len(c.times)} steps, not {steps}")
-            return torch.tensor([*c.times, 0.0])
+            if steps is not None and not 1 <= steps <= len(c.times):
+                raise ValueError(f"this distilled model takes 1 to {len(c.times)} steps, not {steps}")
+            return torch.tensor([*c.times[:steps], 0.0])
         steps = c.steps if steps is None else steps
         schedule = linear_quadratic_schedule(steps)                          # raises ValueError if steps < 1
         if c.schedule == "uniform":

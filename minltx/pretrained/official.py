@@ -1,13 +1,15 @@
 """The configs in the header of an official single file (SPEC 9.6) as minltx configs, and back.
 
 The VAE is translated block by block. A field with a value that minltx does not have is an error with the
-field's name, never a guess.
+field's name, never a guess. An absent field has the official code's default. Where that is another value than
+the released models have, the field is required. `attention_bias` is not: the tensors show the biases.
 """
 
 import json
 from contextlib import suppress
 
 from minltx.dit import DiTConfig
+from minltx.flow import linear_quadratic_schedule
 from minltx.pretrained import store
 from minltx.pretrained.early import PlainVAEConfig
 from minltx.pretrained.fields import Fields, between
@@ -49,6 +51,25 @@ def dit_fields(config):
             "out_channels": config.latent_channels, "cross_attention_dim": config.width,
             "caption_channels": config.text_width, "norm_eps": 1e-6, "norm_elementwise_affine": False,
             "activation_fn": "gelu-approximate"}
+
+
+# What the official code takes for an absent field, where that is another model than the released ones.
+ABSENT = {
+    "the header's transformer": {
+        "standardization_norm": "layer norm", "norm_eps": "1e-5", "activation_fn": "another activation",
+        "qk_norm": "queries and keys without a norm", "timestep_scale_multiplier": "times that are not scaled",
+        "positional_embedding_theta": "no RoPE", "positional_embedding_max_pos": "no RoPE"},
+    "the header's vae": {
+        "patch_size": "no patches", "norm_layer": "group norm", "latent_log_var": "a variance per channel",
+        "use_quant_conv": "more convolutions"}}
+
+
+def require_fields(fields):
+    """Raises ValueError if a field is absent for which the official code has another default than minltx."""
+    for name, means in ABSENT[fields.where].items():
+        if name not in fields.values:
+            raise ValueError(f"{fields.where} lacks the field {name!r}; without it the official code has "
+                             f"{means}, which minltx has not")
 
 
 # --- The VAE ----------------------------------------------------------------------------------------------
@@ -116,6 +137,7 @@ def read_vae(values):
     fields = Fields(values, "the header's vae")
     fields.must_be(_class_name="CausalVideoAutoencoder", spatial_padding_mode="zeros",
                    normalize_latent_channels=False, **FIXED)
+    require_fields(fields)
     kind = VAEConfig if fields.flag("timestep_conditioning") else PlainVAEConfig
     return kind(fields.count("latent_channels"), fields.count("patch_size", 4), *read_encoder(fields),
                 *read_decoder(fields))
@@ -171,6 +193,7 @@ def read_header(path, release=None):
     header = Fields(store.parse_json(header["config"], f"the config in the header of {path}"), "the header")
     vae = read_vae(header.get("vae"))
     transformer = Fields(header.get("transformer"), "the header's transformer")
+    require_fields(transformer)
     dit = dit_config(transformer, vae, transformer.flag("causal_temporal_positioning"))
     scheduler = Fields(header.get("scheduler"), "the header's scheduler")
     scheduler.must_be(_class_name="RectifiedFlowScheduler", sampler=("Uniform", "LinearQuadratic"),
@@ -184,16 +207,27 @@ def read_header(path, release=None):
              "terminal": scheduler.get("target_shift_terminal", None)}
     if header.get("allowed_inference_steps", ()):
         times = header.listed("allowed_inference_steps", lambda t: between(t, 1e-6, 1), "times", ())
-        known |= {"times": times, "steps": len(times)}
+        known |= {"times": unrounded(times), "steps": len(times)}
     return ReleaseConfig(dit, vae, sampling_for(dit, vae, **known))
 
 
+def unrounded(times):
+    """Allowed times, which a header has with 4 digits -> the times of the schedule that they were rounded
+    from, as the official sampler computes them; the list itself if they are from no schedule (SPEC 4.5)."""
+    schedule = linear_quadratic_schedule(len(times)).tolist()[:-1]
+    return tuple(schedule) if [round(t, 4) for t in schedule] == list(times) else times
+
+
 def header_of(config):
-    """ReleaseConfig -> the header's strings. What the format cannot express about sampling is in "minltx"."""
+    """ReleaseConfig -> the header's strings. What the format cannot express about sampling is in "minltx".
+
+    Every field is written for which the official classes have another default (SPEC 9.6).
+    """
     s = config.sampling
     header = {
         "transformer": {"_class_name": "Transformer3DModel", "qk_norm": "rms_norm",
-                        "standardization_norm": "rms_norm", "positional_embedding_theta": config.dit.theta,
+                        "standardization_norm": "rms_norm", "attention_bias": True,
+                        "positional_embedding_type": "rope", "positional_embedding_theta": config.dit.theta,
                         "positional_embedding_max_pos": config.dit.max_position,
                         "timestep_scale_multiplier": 1000,
                         "causal_temporal_positioning": config.dit.causal_time, **dit_fields(config.dit)},
@@ -202,5 +236,5 @@ def header_of(config):
                       "sampler": "LinearQuadratic" if s.schedule == "linear_quadratic" else "Uniform",
                       "shifting": "SD3" if s.shifted else None, "target_shift_terminal": s.terminal}}
     if s.times:
-        header["allowed_inference_steps"] = s.times
+        header["allowed_inference_steps"] = [round(t, 4) for t in s.times]
     return {"config": json.dumps(header), "minltx": json.dumps(s.stored())}

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from minltx.dit import DiTConfig
-from minltx.flow import SHIFT
+from minltx.flow import SHIFT, linear_quadratic_schedule
 from minltx.pretrained.early import PlainVAEConfig
 from minltx.pretrained.fields import between, whole
 from minltx.pretrained.stg import SpatioTemporalGuidance
@@ -97,7 +97,8 @@ VAE_091 = VAEConfig(
 # Steps and guidance as in the official repository's present configs; text, size and fps as at the release.
 EARLY = SamplingConfig(schedule="uniform", shifted=True, terminal=0.1, text_tokens=128, lowercase=True,
                        size=(121, 480, 704), fps=25.0)
-DISTILLED = SamplingConfig(times=(1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219), steps=8,
+# 0.9.6-distilled: its file allows these times rounded to 4 digits, and the sampler takes them unrounded.
+DISTILLED = SamplingConfig(times=tuple(linear_quadratic_schedule(8).tolist()[:-1]), steps=8,
                            guidance=SpatioTemporalGuidance(), stochastic=True)
 RELEASES = {
     "0.9.0": ReleaseConfig(DiTConfig(causal_time=False), VAE_090,

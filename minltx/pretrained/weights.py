@@ -7,6 +7,7 @@ import torch
 
 from minltx.command import pick_device
 from minltx.pretrained import diffusers, names, official, store
+from minltx.pretrained.early import PlainDecoder, PlainVAEConfig
 from minltx.pretrained.model import LTXVideo
 from minltx.pretrained.releases import ReleaseConfig, SamplingConfig
 
@@ -60,6 +61,36 @@ def parts_of(model, path, blocks=None):
             (model.vae, names.diffusers_vae_names(model.vae, blocks), path / "vae")]
 
 
+def vae_config(vae):
+    """A VAE's config; a `PlainVAEConfig` if its decoder is not conditioned on t."""
+    return PlainVAEConfig(**vars(vae.config)) if type(vae.decoder) is PlainDecoder else vae.config
+
+
+def plain_class(module):
+    """A module's class, without what only makes it faster or distributes it over processes."""
+    return next(cls for cls in type(module).__mro__
+                if not cls.__module__.startswith(("minltx.fast_", "torch.distributed")))
+
+
+def check_expressible(model, loaded):
+    """Raises ValueError if `loaded`, the model that would be built from what is written, computes something
+    else: another class of module somewhere, or other tensors. A variant of an ablation is such a model."""
+    for part in ("dit", "vae"):
+        own, other = dict(getattr(model, part).named_modules()), dict(getattr(loaded, part).named_modules())
+        for name, module in own.items():
+            kind, known = plain_class(module), type(other.get(name))
+            if kind is not known:
+                known = known.__name__ if name in other else "no module"
+                raise ValueError(f"the released formats cannot express {'.'.join(filter(None, (part, name)))} "
+                                 f"({kind.__name__}), only {known}: keep the model's own checkpoint")
+        shapes = {k: v.shape for k, v in getattr(loaded, part).state_dict().items()}
+        for name, tensor in getattr(model, part).state_dict().items():
+            if shapes.get(name) != tensor.shape:
+                raise ValueError(f"the released formats cannot express {part}.{name} of shape "
+                                 f"{tuple(tensor.shape)}, only {tuple(shapes.get(name, ()))}: "
+                                 "keep the model's own checkpoint")
+
+
 def save_pretrained(model, path):
     """Write a model as an official single file (a path that ends in .safetensors) or as a diffusers folder
     (any other path). Each file is written completely or not at all.
@@ -67,11 +98,13 @@ def save_pretrained(model, path):
     The model is an LTXVideo, or any other with a `dit`, a `vae` and `sampling_defaults()`, such as a trained
     toy, whose caption encoder is in neither format: keep its own checkpoint. Sampling settings that the
     formats lack, and in a folder the causal first frame of RoPE, go into an entry "minltx" of the header, or
-    into minltx.json; other programs skip both. Raises ValueError if the format cannot express the model.
+    into minltx.json; other programs skip both. Raises ValueError, which names the module, if the format
+    cannot express the model: nothing is written then.
     """
     path = Path(path)
     sampling = SamplingConfig.restored(model.sampling_defaults(), "the model")
-    config = ReleaseConfig(model.dit.config, model.vae.config, sampling)
+    config = ReleaseConfig(model.dit.config, vae_config(model.vae), sampling)
+    check_expressible(model, empty_model(config, None))
     if path.suffix == ".safetensors":
         known, weights = names.official_names(model), model.state_dict()
         return store.write(path, {known[name]: weights[name] for name in known}, official.header_of(config))
