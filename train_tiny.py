@@ -18,6 +18,7 @@ from minltx.command import Parser, pick_device
 from minltx.evaluation.report import judge, table, write_report
 from minltx.toy.data import MovingDigits, load_digits
 from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint
+from minltx.training.endings import one_line
 from minltx.training.latents import clip_variants, encode_variants, measure_latents
 from minltx.training.loops import build_critics, train_dit, train_vae
 from minltx.training.parallel import World
@@ -84,13 +85,8 @@ def main(argv=None):
     if args.prompts < 1 or not 0 <= args.seed < 2**32:
         parser.error("--prompts must be at least 1, and --seed from 0 to 4294967295")
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
-    try:
+    with one_line(parser):
         return train(args, shlex.join(["python", "train_tiny.py", *words]))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"train_tiny.py: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "\ntrain_tiny.py: stopped; the same command with --resume goes on from the last "
-                         "checkpoint\n")
 
 
 if __name__ == "__main__":

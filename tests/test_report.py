@@ -1,6 +1,8 @@
 """A run's report: the figures of the stored reports, of all kinds of data, with the files that show them."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,6 +80,35 @@ def test_a_report_has_the_keys_of_the_stored_ones_and_writes_its_files(judged, t
     for figure in ("8 held-out prompts", f"{written['vae']['psnr']:.2f} dB", "vae 1.0  dit 2.0",
                    "dit 1,765,252"):
         assert figure in text
+
+
+def test_a_run_that_learned_nothing_is_warned_about(judged, tmp_path):
+    """Worse than all black, or than the velocity 0. A NaN is not better than anything."""
+    figures, run = judged[0], run_in(tmp_path)
+    assert "warnings" not in report.build_report(run, "x", figures)
+    assert "WARNING" not in report.table(report.build_report(run, "x", figures))
+    bad = {**figures, "vae": {**figures["vae"], "psnr": float("nan")}}
+    run.history["dit validation"][-1][1] = 2.3
+    found = report.build_report(run, "x", bad)
+    black, zero = found["warnings"]
+    assert "worse than all black" in black and "a held-out loss of 2.3 against 2" in zero
+    assert report.table(found).count("WARNING") == 2
+
+
+def test_a_file_that_cannot_be_written_is_named_and_all_others_are(judged, tmp_path, monkeypatch, capsys):
+    save = report.save_video
+
+    def full_at_a_gif(path, **how):
+        if path.name == "samples.gif":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(path, **how)
+
+    monkeypatch.setattr(report, "save_video", full_at_a_gif)
+    with pytest.raises(OSError, match=r"everything is written but samples.gif \(No space left on device\)"):
+        report.write_report(run_in(tmp_path), "x", *judged)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.json", "curves.png", "reconstruction.png", "samples.png", "image_to_video.gif"}
+    assert "8 held-out prompts" in capsys.readouterr().out                  # the figures are printed
 
 
 def test_only_a_vae_is_judged_with_no_prompts(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@
 import json
 import math
 import time
+from functools import partial
 
 import torch
 
@@ -20,6 +21,7 @@ from minltx.toy.model import GUIDANCE, STEPS
 from minltx.video.files import save_video
 from minltx.video.plots import save_curves
 
+ZERO_LOSS = 2.0     # of the velocity 0: the variance of noise - x0, of two independent normals
 NOISE = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3)    # degrees of noise at which the decoder is judged
 
 
@@ -126,7 +128,7 @@ def build_report(run, command, figures):
     """Everything about a run, its settings, times, figures and curves, as a dictionary for JSON."""
     model = run.model
     parts = {"encoder": model.vae.encoder, "decoder": model.vae.decoder, "dit": model.dit, "text": model.text}
-    return {
+    report = {
         "command": command, "hardware": hardware(run.device), "seed": run.seed,
         "digits": run.identity["digits"], "settings": run.identity["settings"],
         "compression": f"1:{3 * math.prod(model.vae.config.stride) / model.vae.config.latent_channels:g}",
@@ -134,16 +136,42 @@ def build_report(run, command, figures):
         "seconds": {**run.seconds, "report": figures["seconds"]},
         "vae": figures["vae"], "dit": figures["dit"],
         "loss_by_t": [total / count if count else None for total, count in run.by_t], "history": run.history}
+    found = warnings(report)
+    return {**report, "warnings": found} if found else report
 
 
 def write_report(run, command, figures, videos):
-    """Write report.json, curves.png and the videos of `judge` into the run's folder -> the report."""
-    report = build_report(run, command, figures)
-    for name, (video, captions) in videos.items():
-        save_video(run.out / name, video, captions, run.model.config.data.fps)
-    put_in_place(run.out / "report.json", lambda part: part.write_text(json.dumps(report, indent=1)))
-    save_report_curves(run.out / "curves.png", report)
+    """Write report.json, curves.png and the videos of `judge` into the run's folder -> the report.
+
+    Raises OSError after the rest is written if files could not be, as on a full disk; it names them.
+    """
+    report, missing, fps = build_report(run, command, figures), [], run.model.config.data.fps
+    text = json.dumps(report, indent=1)
+    writers = {"report.json": lambda path: put_in_place(path, lambda part: part.write_text(text)),
+               "curves.png": lambda path: save_report_curves(path, report),
+               **{name: partial(save_video, video=video, captions=captions, fps=fps)
+                  for name, (video, captions) in videos.items()}}
+    for name, write in writers.items():
+        try:
+            write(run.out / name)
+        except OSError as error:
+            missing.append(f"{name} ({error.strerror or error})")
+    if missing:
+        print(table(report))
+        raise OSError(f"in {run.out} everything is written but {', '.join(missing)}")
     return report
+
+
+def warnings(report):
+    """What a reader has to know before believing a report: a stage that learned nothing."""
+    vae, validation, found = report["vae"], report["history"].get("dit validation"), []
+    if not vae["psnr"] > vae["psnr_of_black"]:
+        found.append(f"the autoencoder is worse than all black: PSNR {vae['psnr']:.2f} dB against "
+                     f"{vae['psnr_of_black']:.2f}")
+    if validation and not validation[-1][1] < ZERO_LOSS:
+        found.append(f"the transformer is not better than the answer zero: a held-out loss of "
+                     f"{validation[-1][1]:.3g} against {ZERO_LOSS:g}")
+    return found
 
 
 def save_report_curves(path, report):
@@ -170,7 +198,8 @@ def save_report_curves(path, report):
 def table(report):
     """The report's figures as lines for a terminal."""
     vae, dit = report["vae"], report["dit"]
-    rows = [("held-out reconstruction, PSNR per frame",
+    rows = [("WARNING", text) for text in report.get("warnings", ())]
+    rows += [("held-out reconstruction, PSNR per frame",
              f"{vae['psnr']:.2f} dB (all black: {vae['psnr_of_black']:.2f})"),
             ("energy of frame differences / the input's", f"{vae['motion_ratio']:.3f}")]
     if dit:

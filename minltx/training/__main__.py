@@ -29,6 +29,7 @@ from minltx.toy.captions import StoredText, tokenize
 from minltx.toy.data import MovingDigits, load_digits
 from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint
 from minltx.training import memory, parallel
+from minltx.training.endings import one_line
 from minltx.training.latents import clip_variants, latent_cache, measure_latents, take_vae
 from minltx.training.loops import build_critics, train_dit, train_vae
 from minltx.training.run import Run
@@ -243,12 +244,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
     try:
-        return train(args, shlex.join(["python", "-m", "minltx.training", *words]))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"\n{parser.prog}: stopped; the same command with --resume goes on from the last "
-                         "checkpoint\n")
+        with one_line(parser):
+            return train(args, shlex.join(["python", "-m", "minltx.training", *words]))
     finally:
         parallel.leave()
 

@@ -15,7 +15,7 @@ from minltx.objectives import Batch, flow_objective, vae_objective
 from minltx.toy.data import DIT_STAGE, EVALUATION, VAE_STAGE, describe, rng
 from minltx.training.latents import batch_of_latents, encode_clips
 from minltx.training.muon import optimizers
-from minltx.training.parallel import gather_params, parallelize
+from minltx.training.parallel import gather_params, parallelize, to_full_tensor
 from minltx.training.run import Stage
 from minltx.training.settings import learning_rate
 
@@ -42,17 +42,14 @@ def train_vae(run, model, variants, held_out, objective=vae_objective, critics=C
             (share * (loss + terms.get("discriminator", 0.0))).backward()    # each trains its own network
             rows.append({name: term.item() for name, term in terms.items()})
 
-        torch.nn.utils.clip_grad_norm_(stage.parameters, 1.0)
-        for optimizer in stage.optimizers:
-            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * learning_rate(step, total)
-            optimizer.step()
-            optimizer.zero_grad()
+        terms = world.mean(rows)
+        descend(run, stage, step, total, terms)
         if critics.discriminator is not None:
             world.average_gradients(critics.discriminator)
             stage.discriminator_optimizer.step()
             stage.discriminator_optimizer.zero_grad()
 
-        run.log(step, **world.mean(rows))
+        run.log(step, **terms)
         if step % 50 == 49 or step == total - 1:
             run.log(step, psnr=metrics.psnr(reconstruct(model.vae, check), check).mean().item())
         run.save(step + 1)
@@ -84,16 +81,13 @@ def train_dit(run, model, caches, held_out, objective=flow_objective):
             if layout == "free" and step >= total // 2:
                 run.log_by_t(t, error)
 
-        torch.nn.utils.clip_grad_norm_(stage.parameters, 1.0)
-        for optimizer in stage.optimizers:
-            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * learning_rate(step, total)
-            optimizer.step()
-            optimizer.zero_grad()
+        terms = world.mean(rows)
+        descend(run, stage, step, total, terms)
         decay = min(s.ema, (1 + step) / (10 + step))            # a short average while weights change quickly
         for mean, p in zip(stage.average, stage.parameters):
             mean.lerp_(p.detach(), 1 - decay)
 
-        run.log(step, **world.mean(rows))
+        run.log(step, **terms)
         if step % 100 == 99 or step == total - 1:
             run.log(step, validation=validate(run, stage, check))
         run.save(step + 1)
@@ -109,6 +103,17 @@ def prepare(run, model, parts, objective, lr, adam_lr):
     trained, compute = parallelize(run.world, model, parts, objective)
     modules = [trained.get_submodule(part) for part in parts]
     return Stage(trained, compute, optimizers(modules, lr, adam_lr, run.settings.optimizer))
+
+
+def descend(run, stage, step, total, terms):
+    """Clip the gradients and let the optimisers do their step. Raises Diverged before that, if a term (by
+    name) or the gradients' norm is not finite."""
+    norm = torch.nn.utils.clip_grad_norm_(stage.parameters, 1.0)
+    run.check_finite(step, {**terms, "gradient norm": to_full_tensor(norm).item()})
+    for optimizer in stage.optimizers:
+        optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * learning_rate(step, total)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def autocast(run):

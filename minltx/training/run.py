@@ -1,6 +1,7 @@
 """A run in its folder: resuming, logging, saving. What a step does is in `loops`."""
 
 import json
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from minltx.files import put_in_place
 from minltx.toy.model import read_checkpoint, save_checkpoint
+from minltx.training.endings import Diverged
 from minltx.training.parallel import World, like_shard
 from minltx.training.settings import from_stored, stored
 
@@ -71,6 +73,7 @@ class Run:
                              f"processes: use --micro-batches {self.world.size} or a multiple of it")
         self.identity = {"settings": stored(settings), "seed": seed, "digits": str(source)}
         self.checkpoint, self.shards = self.out / "checkpoint.pt", self.out / "run.json"
+        self.note = self.out / "diverged.txt"   # why the run stopped, until a later step is saved
         self.stages_done = []                   # their names
         self.stage_name, self.stage, self.step, self.total = None, None, 0, 0
         self.history, self.by_t, self.seconds = {}, [[0.0, 0] for _ in range(10)], {}
@@ -111,6 +114,16 @@ class Run:
         for name, value in numbers.items():
             self.history.setdefault(f"{self.stage_name} {name}", []).append([step + 1, value])
 
+    def check_finite(self, step, numbers):
+        """Raises Diverged if one of a step's numbers, by name, is NaN or infinite; --resume repeats why. No
+        later state is saved than the one before."""
+        bad = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+        if bad:
+            line = f"the training diverged: stage {self.stage_name}, step {step + 1}: {', '.join(bad)}"
+            if self.world.rank == 0:
+                put_in_place(self.note, lambda part: part.write_text(line + "\n"))
+            raise Diverged(f"{line}; the last checkpoint is kept")
+
     def log_by_t(self, t, error):
         """Add the errors of samples to the averages over ten ranges of t; both (B,)."""
         t, error = self.world.gather(t), self.world.gather(error)
@@ -118,16 +131,27 @@ class Run:
             self.by_t[i][0] += e
             self.by_t[i][1] += 1
 
+    def check_weights(self):
+        """Raises Diverged if anything that a checkpoint would hold is not finite, in any process."""
+        s = self.stage
+        held = [*s.model.state_dict().values(), *(s.average or ())]
+        held += s.discriminator.state_dict().values() if s.discriminator else ()
+        held += [x for optimizer in s.optimizers for state in optimizer.state.values() for x in state.values()]
+        finite = all(local_part(x).isfinite().all() for x in held if torch.is_tensor(x))
+        self.check_finite(self.step - 1, self.world.mean([{"a weight": 0.0 if finite else math.nan}]))
+
     # --- Saving -------------------------------------------------------------------------------------------
 
     def save(self, done):
         """After step `done`: write a checkpoint every `save_every` steps, before the last one."""
         self.step = done
         if done % self.save_every == 0 and done < self.total:
+            self.check_weights()
             self.write()
 
     def finish(self):
         """The stage is complete and its result is in the model."""
+        self.check_weights()
         self.stages_done, self.stage_name, self.stage = self.stages_done + [self.stage_name], None, None
         self.write()
 
@@ -144,6 +168,7 @@ class Run:
                       "rival_optimizer": s.discriminator and s.discriminator_optimizer.state_dict()}
         save_checkpoint(self.checkpoint, self.model, run=state)
         self.forget(self.shards)
+        self.note.unlink(missing_ok=True)
 
     def write_shards(self, state):
         """Every process writes its part; run.json, the last file to be put in place, says which folder is
@@ -158,6 +183,7 @@ class Run:
         if self.world.rank == 0:
             put_in_place(self.shards, lambda part: part.write_text(json.dumps(state)))
             self.forget(self.checkpoint, but=state["folder"])
+            self.note.unlink(missing_ok=True)
         self.world.wait()
 
     def forget(self, file, but=None):
@@ -171,6 +197,8 @@ class Run:
 
     def restore(self):
         """Read the last checkpoint into the model and this run."""
+        if self.note.exists() and self.world.rank == 0:
+            print(f"{self.out}: {self.note.read_text().strip()}; it goes on from the last checkpoint")
         if self.shards.exists():
             state, weights = json.loads(self.shards.read_text()), None
         else:
@@ -226,6 +254,11 @@ class Run:
             stage.discriminator.load_state_dict(state["rival"])
             set_optimizer_state_dict(stage.discriminator, stage.discriminator_optimizer,
                                      state["rival optimizer"])
+
+
+def local_part(x):
+    """The part of a tensor that this process holds."""
+    return x.to_local() if hasattr(x, "to_local") else x
 
 
 def tensors_of(stage):
