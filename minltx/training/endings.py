@@ -12,11 +12,12 @@ import re
 import signal
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 
 STOPPED = "stopped; the same command with --resume goes on from the last checkpoint"
-PATIENCE = timedelta(seconds=2)     # how long a process waits for the notes of the others
+PATIENCE = 2.0      # seconds that a process waits for the notes of the others
 LOST = re.compile("gloo|nccl|connection (closed|reset)|broken pipe|process group", re.IGNORECASE)
 
 
@@ -88,26 +89,26 @@ class Notes:
 
     def __init__(self):
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.first = threading.Lock()
 
     def exchange(self, own):
         """Leave a note -> the notes of all processes; None for one that left none in time."""
         from torch.distributed import TCPStore
 
+        self.first.acquire()            # a signal and a lost process may come together: one of them is told
         run = os.environ.get("TORCHELASTIC_RUN_ID"), os.environ.get("TORCHELASTIC_RESTART_COUNT")
-        found = [None] * self.size
+        keys = [f"minltx {run} {rank}" for rank in range(self.size)]
+        found, until = [None] * self.size, time.monotonic() + PATIENCE
         found[self.rank] = own
         try:
             store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
-                             timeout=PATIENCE)
-            store.set(f"minltx {run} {self.rank}", own)
-            keys = [f"minltx {run} {rank}" for rank in range(self.size)]
-            try:
-                store.wait(keys, PATIENCE)
-            except RuntimeError:
-                pass                                            # some are missing
-            for rank, key in enumerate(keys):
-                if store.check([key]):
-                    found[rank] = store.get(key).decode()
+                             timeout=timedelta(seconds=PATIENCE))
+            store.set(keys[self.rank], own)
+            while None in found and time.monotonic() < until:
+                time.sleep(0.05)
+                for rank, key in enumerate(keys):
+                    if found[rank] is None and store.check([key]):
+                        found[rank] = store.get(key).decode()
         except RuntimeError:
             pass                                                # the store has ended too
         return found
