@@ -2,6 +2,7 @@
 
     python train_tiny.py                          the default toy, about nine minutes on two CPU cores
     python train_tiny.py --digits mnist           handwritten digits, downloaded; or --digits FOLDER
+    python train_tiny.py --world texture          digits over a moving photograph; or --photos FOLDER
     python train_tiny.py --preset large           64x64, 17 frames, two digits: 45 minutes, or a GPU
     python train_tiny.py --resume                 go on from the last checkpoint in --out
 """
@@ -16,9 +17,10 @@ import torch
 
 from minltx.command import Parser, pick_device
 from minltx.evaluation.report import judge, table, write_report
-from minltx.toy.data import MovingDigits, load_digits
+from minltx.toy.data import load_digits
 from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint
 from minltx.training.endings import one_line
+from minltx.toy.texture import make_world
 from minltx.training.latents import clip_variants, encode_variants, measure_latents
 from minltx.training.loops import build_critics, train_dit, train_vae
 from minltx.training.parallel import World
@@ -34,13 +36,13 @@ def train(args, command):
 
     # Data: clips of moving digits with captions, rendered when they are needed. Other digits are held out.
     digits, other_digits = load_digits(args.digits, seed)
-    data = MovingDigits(*digits, settings.model.data)
-    held_out = MovingDigits(*other_digits, settings.model.data)
+    data, held_out = make_world(args.world, args.photos, digits, other_digits, settings.model.data)
 
     # The model: VAE, transformer and caption encoder. The run writes its checkpoints, and resumes from them.
     torch.manual_seed(seed)
     model = ToyModel(settings.model).to(device)
-    run = Run(out, model, settings, seed, args.digits, World(device), args.resume)
+    source = args.digits if args.world == "black" else f"{args.digits} on {args.photos or 'photographs'}"
+    run = Run(out, model, settings, seed, source, World(device), args.resume)
 
     # Stage 1: the VAE learns to encode clips, and to decode latents that are still slightly noisy.
     if "vae" not in run.stages_done:
@@ -70,6 +72,8 @@ def arguments():
     add = parser.add_argument
     add("--out", default="runs/toy", help="folder for checkpoint, videos and report (default: %(default)s)")
     add("--digits", default="drawn", help="drawn, mnist (download) or a folder of IDX files")
+    add("--world", choices=("black", "texture"), default="black", help="what the digits move over")
+    add("--photos", metavar="FOLDER", help="with --world texture: your photographs instead of matplotlib's")
     add("--preset", choices=("toy", "large", "short"), default="toy")
     add("--budget", type=float, default=1.0, help="train for this many times the steps (default: 1)")
     add("--seed", type=int, default=0)

@@ -61,8 +61,8 @@ def judge_vae(model, held_out, classifier, seed):
                "psnr_over_noise": {t: psnr(reconstruct(model.vae, video, t, noise), video).mean().item()
                                    for t in NOISE}}
     if classifier:
-        figures["read"] = caption_accuracy(output, scenes, config, classifier)
-        figures["read_in_data"] = caption_accuracy(video, scenes, config, classifier)
+        figures["read"] = caption_accuracy(held_out.digits_alone(output), scenes, config, classifier)
+        figures["read_in_data"] = caption_accuracy(held_out.digits_alone(video), scenes, config, classifier)
     return output.cpu(), video.cpu(), figures
 
 
@@ -89,7 +89,9 @@ def judge_dit(model, held_out, classifier, seed, prompts):
         return torch.cat(parts)
 
     def accuracy(video):
-        return caption_accuracy(video, scenes, model.config.data, classifier) if classifier else {}
+        if not classifier:
+            return {}
+        return caption_accuracy(held_out.digits_alone(video), scenes, model.config.data, classifier)
 
     text, image = generate(given=False), generate(given=True)
     best = reconstruct(model.vae, first.to(model.vae.latent_mean.device)).cpu()
@@ -108,7 +110,7 @@ def judge(model, data, held_out, seed, prompts):
     """
     began, classifier = time.perf_counter(), None
     if isinstance(data, MovingDigits):
-        classifier = train_classifier(data, seed=seed)
+        classifier = train_classifier(data.on_black, seed=seed)
     output, clips, vae = judge_vae(model, held_out, classifier, seed)
     pairs = torch.stack([clips[:6], output[:6]], dim=1).flatten(0, 1)
     videos = {"reconstruction.png": (pairs, ["held-out clip", "reconstruction"] * (len(pairs) // 2))}

@@ -131,7 +131,8 @@ def render(sprites, colours, centres, size):
 class MovingDigits:
     """An endless, seeded set of clips over one bank of digits.
 
-    images (n, h, w) in [0, 1] and labels (n,) come from `draw_digits` or from `minltx.toy.mnist`.
+    images (n, h, w) in [0, 1] and labels (n,) come from `draw_digits` or from `minltx.toy.mnist`. `on_black`
+    has the same digits on black, from which a classifier learns: here it is this set itself.
     """
 
     def __init__(self, images, labels, config):
@@ -140,13 +141,22 @@ class MovingDigits:
         if self.distance[1] > room:
             raise ValueError(f"a digit that moves {self.distance[1]:.0f} pixels leaves a frame with {room} "
                              "pixels of room: use a lower speed, fewer frames or a larger size")
-        self.config = config
+        self.config, self.on_black = config, self
         self.sprites = fit_digits(images, config.digit_size)[:, 0]                        # (n, S, S)
         self.of_label = [torch.nonzero(labels == d)[:, 0] for d in range(10)]
         absent = [d for d, rows in enumerate(self.of_label) if len(rows) == 0]
         if absent:
             raise ValueError(f"there is no picture of {', '.join(map(str, absent))} among these digits: "
                              "use a set with all ten")
+
+    def like(self, images, labels, config):
+        """The same kind of clips, of other digits or in another shape."""
+        return MovingDigits(images, labels, config)
+
+    @staticmethod
+    def digits_alone(video):
+        """What the judge reads of a video (B, 3, F, H, W): here all of it."""
+        return video
 
     def choose(self, count, generator, held_out=False):
         """What `count` clips shall show: lists of things, of different colours within one clip."""

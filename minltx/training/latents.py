@@ -10,7 +10,7 @@ from minltx.evaluation.report import clips_at_once
 from minltx.files import put_in_place
 from minltx.objectives import Batch
 from minltx.sampler import Condition
-from minltx.toy.data import LATENTS, MovingDigit, MovingDigits, describe, rng
+from minltx.toy.data import LATENTS, MovingDigit, describe, rng
 from minltx.toy.model import load_checkpoint
 
 
@@ -25,7 +25,7 @@ class LatentCache:
 
 def clip_variants(data, images, labels, settings):
     """The data sets that stage 2 learns from: the data itself, or one for each of settings.clip_variants."""
-    return [MovingDigits(images, labels, replace(data.config, frames=frames, size=size, fps=fps))
+    return [data.like(images, labels, replace(data.config, frames=frames, size=size, fps=fps))
             for frames, size, fps in settings.clip_variants] or [data]
 
 

@@ -168,7 +168,7 @@ def build_critics(settings, data, seed, device, steps=700, discriminator_class=D
     perceptual = discriminator = None
     if settings.loss.perceptual:
         perceptual = (metrics.lpips_distance(device) if settings.perceptual == "lpips" else
-                      metrics.digit_distance(metrics.train_classifier(data, steps, seed + 1).to(device)))
+                      metrics.digit_distance(metrics.train_classifier(data.on_black, steps, seed + 1).to(device)))
     if settings.loss.adversarial:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
