@@ -11,7 +11,7 @@ from minltx.pretrained import store
 from minltx.pretrained.early import PlainVAEConfig
 from minltx.pretrained.fields import Fields, whole
 from minltx.pretrained.official import dit_config, dit_fields
-from minltx.pretrained.releases import ReleaseConfig, SamplingConfig, sampling_for
+from minltx.pretrained.releases import ReleaseConfig, SamplingConfig, recipe, release_of, sampling_for
 from minltx.vae import VAEConfig
 
 DOWN_TYPES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2, 2, 2)}
@@ -171,8 +171,9 @@ def vae_fields(config):
 
 # --- The whole folder -------------------------------------------------------------------------------------
 
-def read_folder(path):
-    """The JSON files of a folder -> ReleaseConfig, and what the VAE's blocks are called there."""
+def read_folder(path, release=None):
+    """The JSON files of a folder -> ReleaseConfig, and what the VAE's blocks are called there. release, a
+    name in RELEASES, says which release's way to sample it has."""
     for part in ("transformer", "vae", "scheduler"):
         if not (Path(path) / part).is_dir():
             raise ValueError(f"{path} has no folder {part}: "
@@ -185,8 +186,11 @@ def read_folder(path):
     dit = dit_config(transformer, vae, own.flag("causal_temporal_positioning", late))
     scheduler = Fields(store.read_json(path / "scheduler" / "scheduler_config.json"), "scheduler_config.json")
     scheduler.must_be(_class_name="FlowMatchEulerDiscreteScheduler", num_train_timesteps=1000)
-    if "sampling" in own.values:
+    if "sampling" in own.values and release is None:
         return ReleaseConfig(dit, vae, SamplingConfig.restored(own.get("sampling"), "minltx.json")), blocks
+    release = release or release_of(path.resolve(), dit, vae)
+    if release:
+        return ReleaseConfig(dit, vae, recipe(release, dit, vae)), blocks
     known = {"stochastic": scheduler.flag("stochastic_sampling")}
     if not late:              # later pipelines have a list of their own, whatever the scheduler's file says
         known |= read_schedule(scheduler)

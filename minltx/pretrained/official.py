@@ -13,7 +13,8 @@ from minltx.flow import linear_quadratic_schedule
 from minltx.pretrained import store
 from minltx.pretrained.early import PlainVAEConfig
 from minltx.pretrained.fields import Fields, between
-from minltx.pretrained.releases import RELEASES, ReleaseConfig, SamplingConfig, sampling_for
+from minltx.pretrained.releases import (RELEASES, ReleaseConfig, SamplingConfig, recipe, release_of,
+                                        sampling_for)
 from minltx.vae import VAEConfig
 
 
@@ -57,7 +58,7 @@ def dit_fields(config):
 ABSENT = {
     "the header's transformer": {
         "standardization_norm": "layer norm", "norm_eps": "1e-5", "activation_fn": "another activation",
-        "qk_norm": "queries and keys without a norm", "timestep_scale_multiplier": "times that are not scaled",
+        "qk_norm": "queries and keys without a norm", "timestep_scale_multiplier": "unscaled times",
         "positional_embedding_theta": "no RoPE", "positional_embedding_max_pos": "no RoPE"},
     "the header's vae": {
         "patch_size": "no patches", "norm_layer": "group norm", "latent_log_var": "a variance per channel",
@@ -178,13 +179,12 @@ def vae_object(config):
 # --- The whole header -------------------------------------------------------------------------------------
 
 def read_header(path, release=None):
-    """The header of an official file, or the name of its release if it has none -> ReleaseConfig."""
+    """The header of an official file -> ReleaseConfig. release, a name in RELEASES, says which release's way
+    to sample it has; for a file without a header, also what it is."""
     header = store.metadata(path)
-    if release is not None:
-        if release not in RELEASES:
-            raise ValueError(f"unknown release {release!r}: minltx knows {', '.join(RELEASES)}")
-        if "config" in header:
-            raise ValueError(f"{path} says itself what it is: leave out release")
+    if release is not None and release not in RELEASES:
+        raise ValueError(f"unknown release {release!r}: minltx knows {', '.join(RELEASES)}")
+    if "config" not in header and release is not None:
         return RELEASES[release]
     if "config" not in header:
         raise ValueError(f"{path} does not say what it is (its header has no config): load it with "
@@ -195,12 +195,20 @@ def read_header(path, release=None):
     transformer = Fields(header.get("transformer"), "the header's transformer")
     require_fields(transformer)
     dit = dit_config(transformer, vae, transformer.flag("causal_temporal_positioning"))
+    known = read_schedule(header)
+    if own is not None and release is None:
+        own = store.parse_json(own, "the header's minltx")
+        return ReleaseConfig(dit, vae, SamplingConfig.restored(own, "the header's minltx"))
+    release = release or release_of(path, dit, vae, distilled="times" in known)
+    return ReleaseConfig(dit, vae, (recipe(release, dit, vae, **known) if release else
+                                    sampling_for(dit, vae, **known)))
+
+
+def read_schedule(header):
+    """What a header says about the times: fields of `SamplingConfig`."""
     scheduler = Fields(header.get("scheduler"), "the header's scheduler")
     scheduler.must_be(_class_name="RectifiedFlowScheduler", sampler=("Uniform", "LinearQuadratic"),
                       shifting="SD3", num_train_timesteps=1000)
-    if own is not None:
-        own = store.parse_json(own, "the header's minltx")
-        return ReleaseConfig(dit, vae, SamplingConfig.restored(own, "the header's minltx"))
     quadratic = scheduler.get("sampler", "Uniform") == "LinearQuadratic"
     known = {"schedule": "linear_quadratic" if quadratic else "uniform",
              "shifted": scheduler.get("shifting", None) is not None,
@@ -208,7 +216,7 @@ def read_header(path, release=None):
     if header.get("allowed_inference_steps", ()):
         times = header.listed("allowed_inference_steps", lambda t: between(t, 1e-6, 1), "times", ())
         known |= {"times": unrounded(times), "steps": len(times)}
-    return ReleaseConfig(dit, vae, sampling_for(dit, vae, **known))
+    return known
 
 
 def unrounded(times):

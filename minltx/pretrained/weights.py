@@ -17,7 +17,8 @@ def load_pretrained(path, dtype=None, device="cpu", causal_time=None, release=No
 
     dtype defaults to float32 on a CPU and bfloat16 elsewhere. causal_time overrides whether RoPE knows that
     the first latent frame is one pixel frame (None: as the file says, SPEC 3.4). release, a name in RELEASES,
-    says what an official file without metadata is. Needs the package safetensors; no code in a file is
+    says how to sample (None: as the file says, or the release of its name and networks), and what an official
+    file without metadata is. Needs the package safetensors; no code in a file is
     executed. Raises ValueError, in one line, for tensors or fields that are missing, left over, misshapen or
     unknown, and for broken files.
     """
@@ -25,10 +26,8 @@ def load_pretrained(path, dtype=None, device="cpu", causal_time=None, release=No
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     if not path.exists():
         raise ValueError(f"there is no {path}: give an official .safetensors file or a diffusers folder")
-    if path.is_dir() and release is not None:
-        raise ValueError("a folder says what it is: leave out release")
     if path.is_dir():
-        config, blocks = diffusers.read_folder(path)
+        config, blocks = diffusers.read_folder(path, release)
     else:
         config, blocks = official.read_header(path, release), None
     model = empty_model(config, causal_time)
@@ -81,8 +80,9 @@ def check_expressible(model, loaded):
             kind, known = plain_class(module), type(other.get(name))
             if kind is not known:
                 known = known.__name__ if name in other else "no module"
-                raise ValueError(f"the released formats cannot express {'.'.join(filter(None, (part, name)))} "
-                                 f"({kind.__name__}), only {known}: keep the model's own checkpoint")
+                place = f"{part}.{name}".rstrip(".")
+                raise ValueError(f"the released formats cannot express {place} ({kind.__name__}), only "
+                                 f"{known}: keep the model's own checkpoint")
         shapes = {k: v.shape for k, v in getattr(loaded, part).state_dict().items()}
         for name, tensor in getattr(model, part).state_dict().items():
             if shapes.get(name) != tensor.shape:
