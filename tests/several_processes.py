@@ -17,7 +17,8 @@ import torch
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from minltx.dit import DiTConfig    # noqa: E402
-from minltx.evaluation import metrics, report    # noqa: E402
+from minltx.evaluation import report    # noqa: E402
+from minltx.evaluation.digits import DigitClassifier    # noqa: E402
 from minltx.losses import LossConfig    # noqa: E402
 from minltx.objectives import flow_objective, vae_objective    # noqa: E402
 from minltx.toy.data import DIT_STAGE, DataConfig, MovingDigits, draw_digits, rng    # noqa: E402
@@ -149,9 +150,9 @@ def train(out, options, stop_after=None):
         steps.append(done)
         save(self, done)
 
-    classifier = metrics.DigitClassifier().eval()
+    classifier = DigitClassifier().eval()
     with mock.patch.multiple(Run, save_every=2, save=save_or_stop), mock.patch.dict(PRESETS, toy=SMALL), \
-            mock.patch.object(report, "train_classifier", lambda data, seed: classifier):
+            mock.patch.object(report, "classifier_for", lambda data, seed: classifier):
         return training.main(["--out", str(out), "--prompts", "2", *options])
 
 

@@ -20,7 +20,7 @@ from minltx.ablation import __main__ as ablation
 from minltx.ablation import ideas, runner, switches, verdicts
 from minltx.ablation.ideas import Idea, identity, identity_in
 from minltx.dit import Block
-from minltx.evaluation import metrics
+from minltx.evaluation.digits import DigitClassifier
 from minltx.evaluation import report as judging
 from minltx.toy.data import draw_digits
 from minltx.toy.model import save_checkpoint
@@ -43,15 +43,15 @@ def small(monkeypatch):
 def write_classifier(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(7)
-    torch.save(metrics.DigitClassifier().state_dict(), path)           # it need not know digits
+    torch.save(DigitClassifier().state_dict(), path)           # it need not know digits
 
 
 def spec_of(folder, stage="vae", idea=Idea(), seed=0, **more):
     """What a run's own process is told."""
-    write_classifier(folder / "digit_classifier.pt")
+    write_classifier(folder / "frame_classifier.pt")
     return {"stage": stage, "level": "x", "classes": [ideas.reference(cls) for cls in idea.classes],
             **identity(idea), "seed": seed, "budget": 1.0, "prompts": 3, "digits": "drawn",
-            "device": "cpu", "classifier": str(folder / "digit_classifier.pt"), **more}
+            "device": "cpu", "classifier": str(folder / "frame_classifier.pt"), **more}
 
 
 def command(folder, *arguments):
@@ -228,8 +228,8 @@ def test_verdicts_say_what_the_numbers_say():
     ("vae", {"loss.adversarial": 0.1, "loss.perceptual": 0.1}, 5), ("both", {"token_drop": 0.2}, 12)])
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(small, tmp_path, monkeypatch, stage, changes, at):
     """Discriminator, its optimiser and all: the figures are the same to the last bit."""
-    classifier = metrics.DigitClassifier()
-    monkeypatch.setattr(loops.metrics, "train_classifier", lambda data, steps, seed: classifier)
+    classifier = DigitClassifier()
+    monkeypatch.setattr(loops, "train_classifier", lambda data, steps, seed: classifier)
     monkeypatch.setattr(runner, "flops", lambda idea, stage, digits: 1.0)
     monkeypatch.setattr(runner.Run, "save_every", 2)
     spec = spec_of(tmp_path, stage, Idea(changes), seed=1)
@@ -289,7 +289,7 @@ def test_killing_the_runner_and_starting_it_again_gives_the_same_table(tmp_path)
                        "--device", "cpu")
 
     for name in ("whole", "cut"):
-        write_classifier(tmp_path / name / "digit_classifier.pt")
+        write_classifier(tmp_path / name / "frame_classifier.pt")
     process = start("cut")
     while not list((tmp_path / "cut").rglob("log.txt")):              # both workers have begun
         time.sleep(0.05)

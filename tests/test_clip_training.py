@@ -11,7 +11,8 @@ from PIL import Image
 from several_processes import SMALL
 
 from minltx.caption_files import captions_in
-from minltx.evaluation import metrics, report
+from minltx.evaluation import report
+from minltx.evaluation.digits import DigitClassifier
 from minltx.toy.data import MovingDigits, caption, draw_digits, load_digits
 from minltx.toy.model import load_checkpoint
 from minltx.training import __main__ as training
@@ -51,7 +52,7 @@ def run(out, *options):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setitem(PRESETS, "toy", HERE)
-    monkeypatch.setattr(report, "train_classifier", lambda data, seed: metrics.DigitClassifier().eval())
+    monkeypatch.setattr(report, "classifier_for", lambda data, seed: DigitClassifier().eval())
     monkeypatch.setattr(training, "load_digits", DIGITS)
     monkeypatch.setattr(report, "save_curves", lambda path, panels: path.touch())
 

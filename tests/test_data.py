@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minltx.evaluation import metrics
+from minltx.evaluation.digits import brightness, centres, judge_clips, train_classifier
 from minltx.toy import mnist
 from minltx.toy.data import (ALL_DIGITS, COLOURS, DIRECTIONS, DataConfig, MovingDigit, MovingDigits, describe,
                              draw_digits, render, rng)
@@ -71,7 +71,7 @@ def test_digits_move_as_captioned_and_stay_inside(digits, direction):
     data = MovingDigits(*digits, config)
     scenes = [[MovingDigit(d, "red", direction)] for d in range(10)]
     video = data.clips(scenes, torch.Generator().manual_seed(0))
-    track, mass = metrics.centres(metrics.brightness(video))
+    track, mass = centres(brightness(video))
     moved = track[:, -1] - track[:, 0]
     dx, dy = DIRECTIONS[direction]
     along, across = moved @ torch.tensor([dx, dy]).float(), moved @ torch.tensor([dy, dx]).float()
@@ -167,6 +167,5 @@ def test_real_digits_are_read_and_recognised():
     train, held_out = mnist.read_folder(os.environ["MINLTX_MNIST"])
     data, held_out = (MovingDigits(*digits, DataConfig()) for digits in (train, held_out))
     video, scenes = held_out.batch(100, torch.Generator().manual_seed(0))
-    found = metrics.read_clips(video, 1, metrics.train_classifier(data, steps=200), DataConfig().digit_size)
-    score = metrics.adherence(found, scenes)
+    score = judge_clips(video, scenes, data, train_classifier(data, steps=200))
     assert score["digit"] > 0.9 and score["colour"] == 1.0 and score["direction"] > 0.98

@@ -13,7 +13,8 @@ from test_vae import tiny
 from minltx import losses
 from minltx.losses import (Critics, Discriminator, LossConfig, adversarial_loss, discriminator_loss,
                            feature_distance, haar_dwt, kl_divergence, motion_amplitude, vae_loss)
-from minltx.evaluation.metrics import DigitClassifier, digit_distance, lpips_distance
+from minltx.evaluation.digits import DigitClassifier
+from minltx.evaluation.metrics import digit_distance, lpips_distance
 
 
 def test_the_wavelet_transform_keeps_all_and_sorts_by_frequency():

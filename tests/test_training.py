@@ -12,7 +12,8 @@ import torch
 
 import train_tiny
 from minltx.dit import DiTConfig, flatten_latent
-from minltx.evaluation import metrics, report
+from minltx.evaluation import report
+from minltx.evaluation.digits import DigitClassifier
 from minltx.losses import LossConfig
 from minltx.objectives import Batch, flow_objective, vae_objective
 from minltx.sampler import Condition, check_condition
@@ -42,14 +43,14 @@ SMALL = Settings(model=ModelConfig(
 def small_toy():
     """Inside, the toy is SMALL and saves every second step; -> the data that classifiers were trained on."""
     torch.manual_seed(7)
-    classifier, trained_on = metrics.DigitClassifier().eval(), []       # it need not know digits
+    classifier, trained_on = DigitClassifier().eval(), []       # it need not know digits
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "toy", SMALL)
         patch.setattr(Run, "save_every", 2)
         patch.setattr(train_tiny, "load_digits", DIGITS)
         patch.setattr(report, "save_curves", lambda path, panels: path.touch())      # drawn in test_report.py
         patch.setattr(report, "NOISE", (0.0, 0.1))
-        patch.setattr(report, "train_classifier", lambda data, seed: trained_on.append(data) or classifier)
+        patch.setattr(report, "classifier_for", lambda data, seed: trained_on.append(data) or classifier)
         yield trained_on
 
 

@@ -32,7 +32,7 @@ from minltx.ablation.runner import seconds, steps_of, train, train_and_judge
 from minltx.ablation.switches import LENGTH, SWITCHES, parse_switch
 from minltx.ablation.verdicts import folder_of, write_tables
 from minltx.command import Parser
-from minltx.evaluation import metrics
+from minltx.evaluation.digits import train_classifier
 from minltx.files import put_in_place
 from minltx.toy.data import MovingDigits, draw_digits, load_digits
 from minltx.toy.model import save_checkpoint
@@ -75,12 +75,12 @@ def try_all(rows):
 def prepare(args, out, stages):
     """The digit classifier, and the model whose VAE (and transformer) the other stages build on -> what the
     specs of all runs contain."""
-    classifier, model = out / "digit_classifier.pt", Path(args.model or out / "shared" / "model.pt")
+    classifier, model = out / "frame_classifier.pt", Path(args.model or out / "shared" / "model.pt")
     (out / "latents").mkdir(parents=True, exist_ok=True)
     if not classifier.exists():
         print("training the digit classifier, once", flush=True)
         digits = MovingDigits(*load_digits(args.digits, 0)[0], SHORT.model.data)
-        weights = metrics.train_classifier(digits).state_dict()
+        weights = train_classifier(digits).state_dict()
         put_in_place(classifier, lambda part: torch.save(weights, part))
     if stages & {"dit", "decoder"} and not model.exists() and not args.model:
         print("training a whole short toy, once: the runs share its VAE", flush=True)

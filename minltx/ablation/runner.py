@@ -13,6 +13,7 @@ from minltx.ablation.ideas import Idea, identity, identity_in, load
 from minltx.ablation.switches import settings_for
 from minltx.command import hardware, pick_device
 from minltx.evaluation import metrics, report
+from minltx.evaluation.digits import DigitClassifier, brightness, centres, judge_clips
 from minltx.losses import kl_divergence
 from minltx.sampler import decode, sample_latent, seeded_noise
 from minltx.toy.data import EVALUATION, MovingDigits, caption, load_digits, rng
@@ -157,7 +158,7 @@ def train_and_judge(spec, folder):
 def judge(run, held_out, spec):
     """All figures of a run's stage by name, and what else its report contains."""
     model, seed, stage, prompts = run.model, run.seed, spec["stage"], spec["prompts"]
-    classifier = metrics.DigitClassifier().eval()
+    classifier = DigitClassifier().eval()
     classifier.load_state_dict(torch.load(spec["classifier"], weights_only=True))
     figures, more = {}, {}
     if stage != "dit":
@@ -212,7 +213,7 @@ def judge_decoder(model, held_out, classifier, seed, prompts):
     noise, rows = torch.randn(made.shape, generator=generator).to(device), []
     for t, degree in itertools.product((0.0, 0.025, 0.05, 0.1, 0.2), repeat=2):
         rebuilt, generated = (decode(model.vae, latent, t, degree, noise).cpu() for latent in (encoded, made))
-        accuracy = [100 * metrics.caption_accuracy(video, scenes, config, classifier)["digit"]
+        accuracy = [100 * judge_clips(video, scenes, held_out, classifier)["digit"]
                     for video in (rebuilt, generated)]
         rows.append({"announced": t, "noise": degree, "psnr": metrics.psnr(rebuilt, clips).mean().item(),
                      "motion": metrics.motion_ratio(rebuilt, clips), "reconstructed digit": accuracy[0],
@@ -228,7 +229,7 @@ def judge_speeds(model, held_out, seed, prompts):
     ratios = {}
     for fps in (16.0, 20.0, 24.0, 28.0, 32.0):
         video = model.generate(captions, seeds, fps=fps)
-        track = metrics.centres(metrics.brightness(video))[0]                             # (B, F, 2)
+        track = centres(brightness(video))[0]                                           # (B, F, 2)
         speed = (track[:, -1] - track[:, 0]).norm(dim=-1).mean().item() * fps / (c.frames - 1)
         ratios[str(fps)] = speed / statistics.mean(c.speed)
     return ratios

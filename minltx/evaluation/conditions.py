@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from minltx.command import Parser
-from minltx.evaluation.metrics import brightness, caption_accuracy, centres, psnr, train_classifier
+from minltx.evaluation.digits import brightness, centres, classifier_for, judge_clips
+from minltx.evaluation.metrics import psnr
 from minltx.evaluation.report import reconstruct
 from minltx.files import put_in_place
 from minltx.toy import load_toy
@@ -45,9 +46,11 @@ def next_colour(scene):
 
 @dataclass
 class Experiment:
-    """A model, and held-out clips (B, 3, 17, H, W) of scenes, which it completes from parts of them."""
+    """A model, and held-out clips (B, 3, 17, H, W) of scenes, which it completes from parts of them; and the
+    data and the classifier that judge the result."""
 
     model: ToyModel
+    data: MovingDigits
     classifier: torch.nn.Module
     clips: torch.Tensor
     scenes: list
@@ -65,7 +68,7 @@ class Experiment:
         return torch.cat(parts)
 
     def accuracy(self, video, scenes=None):
-        return caption_accuracy(video, scenes or self.scenes, self.model.config.data, self.classifier)
+        return judge_clips(video, scenes or self.scenes, self.data, self.classifier)
 
     def psnr(self, video, frames):
         return psnr(video[:, :, frames], self.clips[:, :, frames]).mean().item()
@@ -126,7 +129,8 @@ def set_up(checkpoint, count, seed):
     training, held_out = (MovingDigits(*digits, model.config.data) for digits in load_digits("drawn", seed))
     generator = torch.Generator().manual_seed(seed)
     scenes = held_out.choose(count, generator, held_out=True)
-    return Experiment(model, train_classifier(training, seed=seed), held_out.clips(scenes, generator), scenes)
+    clips = held_out.clips(scenes, generator)
+    return Experiment(model, held_out, classifier_for(training, seed), clips, scenes)
 
 
 def main(argv=None):

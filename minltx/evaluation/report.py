@@ -13,7 +13,8 @@ from functools import partial
 import torch
 
 from minltx.command import hardware
-from minltx.evaluation.metrics import caption_accuracy, motion_ratio, psnr, train_classifier
+from minltx.evaluation.digits import classifier_for, judge_clips
+from minltx.evaluation.metrics import motion_ratio, psnr
 from minltx.files import put_in_place
 from minltx.flow import interpolate
 from minltx.toy.data import EVALUATION, MovingDigits, describe, rng
@@ -49,7 +50,7 @@ def judge_vae(model, held_out, classifier, seed):
     The figures: PSNR, motion, PSNR over added noise, and which digits the classifier still recognises (None:
     not measured).
     """
-    device, config = model.vae.latent_mean.device, model.config.data
+    device = model.vae.latent_mean.device
     video, scenes = held_out.batch(clips_at_once(128, held_out), rng(seed, EVALUATION, 1))
     video = video.to(device)
     output = reconstruct(model.vae, video)
@@ -61,16 +62,17 @@ def judge_vae(model, held_out, classifier, seed):
                "psnr_over_noise": {t: psnr(reconstruct(model.vae, video, t, noise), video).mean().item()
                                    for t in NOISE}}
     if classifier:
-        figures["read"] = caption_accuracy(held_out.digits_alone(output), scenes, config, classifier)
-        figures["read_in_data"] = caption_accuracy(held_out.digits_alone(video), scenes, config, classifier)
+        figures["read"] = judge_clips(output, scenes, held_out, classifier)
+        figures["read_in_data"] = judge_clips(video, scenes, held_out, classifier)
     return output.cpu(), video.cpu(), figures
 
 
 @torch.no_grad()
 def judge_dit(model, held_out, classifier, seed, prompts):
     """Sample held-out captions with new seeds -> text-to-video and image-to-video (B, 3, F, H, W), captions,
-    figures by name. Image-to-video starts from held-out first frames. Without a classifier (None), what the
-    captions say is not compared."""
+    figures by name. Image-to-video starts from held-out first frames. Real clips of the same captions, and
+    their reconstructions, are judged by the same measure. Without a classifier (None), what the captions say
+    is not compared."""
     generator = rng(seed, EVALUATION, 3)
     if classifier:
         scenes = held_out.choose(prompts, generator, held_out=True)
@@ -89,28 +91,28 @@ def judge_dit(model, held_out, classifier, seed, prompts):
         return torch.cat(parts)
 
     def accuracy(video):
-        if not classifier:
-            return {}
-        return caption_accuracy(held_out.digits_alone(video), scenes, model.config.data, classifier)
+        return judge_clips(video, scenes, held_out, classifier) if classifier else {}
 
     text, image = generate(given=False), generate(given=True)
-    best = reconstruct(model.vae, first.to(model.vae.latent_mean.device)).cpu()
+    best, rebuilt = (torch.cat([reconstruct(model.vae, x.to(model.vae.latent_mean.device)).cpu()
+                                for x in shown.split(few)]) for shown in (first, clips))
     figures = {"prompts": prompts, "steps": STEPS, "guidance": GUIDANCE, "text_to_video": accuracy(text),
                "image_to_video": {**accuracy(image),
                                   "first_frame_psnr": psnr(image[:, :, :1], first).mean().item(),
-                                  "vae_first_frame_psnr": psnr(best, first).mean().item()}}
+                                  "vae_first_frame_psnr": psnr(best, first).mean().item()},
+               "real": accuracy(clips), "reconstructed": accuracy(rebuilt)}
     return text, image, captions, figures
 
 
 def judge(model, data, held_out, seed, prompts):
     """Judge a trained model -> figures by name, {file name: (video, captions)}.
 
-    A classifier is trained on `data`, if that is MovingDigits; of a folder of clips at most 12 prompts are
+    If `data` is MovingDigits, digits are read frame by frame; of a folder of clips at most 12 prompts are
     sampled. With prompts = 0 only the VAE is judged.
     """
     began, classifier = time.perf_counter(), None
     if isinstance(data, MovingDigits):
-        classifier = train_classifier(data.on_black, seed=seed)
+        classifier = classifier_for(data.on_black, seed)
     output, clips, vae = judge_vae(model, held_out, classifier, seed)
     pairs = torch.stack([clips[:6], output[:6]], dim=1).flatten(0, 1)
     videos = {"reconstruction.png": (pairs, ["held-out clip", "reconstruction"] * (len(pairs) // 2))}
@@ -197,6 +199,15 @@ def save_report_curves(path, report):
     save_curves(path, panels)
 
 
+def shares(figures):
+    """What of `digits.judge_clips` a terminal shows; "" if digits were not read."""
+    if not figures:
+        return ""
+    names = {"every frame": "every_frame", "colour": "colour", "direction": "direction", "faulty": "faulty"}
+    text = "  ".join(f"{label} {100 * figures[key]:.1f} %" for label, key in names.items())
+    return f"{text}  speed x{figures['speed']:.2f}"
+
+
 def table(report):
     """The report's figures as lines for a terminal."""
     vae, dit = report["vae"], report["dit"]
@@ -206,14 +217,13 @@ def table(report):
             ("energy of frame differences / the input's", f"{vae['motion_ratio']:.3f}")]
     if dit:
         text, image, n = dit["text_to_video"], dit["image_to_video"], dit["prompts"]
-        rows += [(f"text-to-video, {n} held-out prompts",
-                  "  ".join(f"{k} {100 * v:.1f} %" for k, v in text.items()) or "see samples.gif"),
-                 (f"image-to-video, {n} held-out pictures",
-                  (f"direction {100 * image['direction']:.1f} %  " if "direction" in image else "")
+        rows += [(f"text-to-video, {n} held-out prompts", shares(text) or "see samples.gif"),
+                 *((f"  {name}", shares(dit[name])) for name in ("reconstructed", "real") if dit[name]),
+                 (f"image-to-video, {n} held-out pictures", f"{shares(image)}  ".lstrip()
                   + f"first frame {image['first_frame_psnr']:.2f} dB "
                   f"(reconstructed: {image['vae_first_frame_psnr']:.2f})")]
-    if "read_in_data" in vae:
-        rows.append(("classifier on held-out data", f"digit {100 * vae['read_in_data']['digit']:.1f} %"))
+    elif "read" in vae:
+        rows += [("reconstructed", shares(vae["read"])), ("real", shares(vae["read_in_data"]))]
     rows += [("minutes", "  ".join(f"{k} {v / 60:.1f}" for k, v in report["seconds"].items())),
              ("parameters", "  ".join(f"{k} {v:,}" for k, v in report["parameters"].items())),
              ("hardware", report["hardware"])]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from minltx.evaluation import metrics
+from minltx.evaluation.digits import train_classifier
 from minltx.evaluation.report import clips_at_once, reconstruct
 from minltx.losses import Critics, Discriminator
 from minltx.objectives import Batch, flow_objective, vae_objective
@@ -168,7 +169,7 @@ def build_critics(settings, data, seed, device, steps=700, discriminator_class=D
     perceptual = discriminator = None
     if settings.loss.perceptual:
         perceptual = (metrics.lpips_distance(device) if settings.perceptual == "lpips" else
-                      metrics.digit_distance(metrics.train_classifier(data.on_black, steps, seed + 1).to(device)))
+                      metrics.digit_distance(train_classifier(data.on_black, steps, seed + 1).to(device)))
     if settings.loss.adversarial:
         with torch.random.fork_rng():
             torch.manual_seed(seed)

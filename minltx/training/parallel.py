@@ -13,6 +13,7 @@ FSDP2 cannot cut; it is trained with "ddp" in both cases.
 """
 
 import copy
+import gc
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -106,6 +107,7 @@ def join(parallel, device, **how):
 def leave():
     """Undo `join`."""
     if dist.is_initialized():
+        gc.collect()        # networks cut by FSDP2 are cycles, and hold the group of processes
         dist.destroy_process_group()
 
 
