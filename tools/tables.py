@@ -42,10 +42,13 @@ def table(*rows):
 
 
 def number(*path, form=".1f", unit=1):
-    """Path of keys -> a function that shows this number of a report, in multiples of `unit`."""
+    """Path of keys -> a function that shows this number of a report, in multiples of `unit`; "-" where a
+    report has none."""
     def show(row):
         for key in path:
-            row = row[key]
+            row = row.get(key)
+            if row is None:
+                return "-"
         return format(row / unit, form)
     return show
 
@@ -62,7 +65,7 @@ def minutes(run):
     return sum(run["seconds"].values()) / 60
 
 
-READ = "digit", "colour", "direction"
+READ = {"every frame": "every_frame", "colour": "colour", "direction": "direction"}
 
 
 def first_frame(run):
@@ -73,11 +76,15 @@ def first_frame(run):
 
 COLUMNS = {
     "command": lambda run: f"`{run['command']}`", "minutes": lambda run: f"{minutes(run):.1f}",
-    **{f"{key}, %": number("dit", "text_to_video", key, unit=0.01) for key in READ},
+    **{f"{label}, %": number("dit", "text_to_video", key, unit=0.01) for label, key in READ.items()},
+    "every frame, reconstructed, %": number("dit", "reconstructed", "every_frame", unit=0.01),
+    "every frame, real, %": number("dit", "real", "every_frame", unit=0.01),
+    "with a fault, %": number("dit", "text_to_video", "faulty", unit=0.01),
+    "speed": number("dit", "text_to_video", "speed", form=".2f"),
+    "spread of speed, px/s": number("dit", "text_to_video", "speed_spread", form=".2f"),
     "image-to-video: direction, %": number("dit", "image_to_video", "direction", unit=0.01),
     "first frame, dB": first_frame, "PSNR, dB": number("vae", "psnr", form=".2f"),
-    "motion": number("vae", "motion_ratio", form=".3f"),
-    "classifier, %": number("vae", "read_in_data", "digit", unit=0.01)}
+    "motion": number("vae", "motion_ratio", form=".3f")}
 
 
 def results_table(names, columns):
@@ -194,7 +201,8 @@ def plots():
                 [("Held-out clips", "noise mixed into the latents, t", "PSNR in dB", curves, "linear")])
     runs = [report(name) for name in ("third", "toy", "long")]
     times = [minutes(run) for run in runs]
-    right = {key: (times, [100 * run["dit"]["text_to_video"][key] for run in runs]) for key in READ}
+    right = {label: (times, [100 * run["dit"]["text_to_video"][key] for run in runs])
+             for label, key in READ.items()}
     quality = {"reconstruction": (times, [run["vae"]["psnr"] for run in runs])}
     save_curves(DOCS / "frontier.png", [("Held-out prompts", "minutes", "% right", right, "linear"),
                                         ("Held-out clips", "minutes", "PSNR in dB", quality, "linear")])
