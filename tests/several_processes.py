@@ -25,6 +25,7 @@ from minltx.toy.data import DIT_STAGE, DataConfig, MovingDigits, draw_digits, rn
 from minltx.toy.model import ModelConfig, ToyModel    # noqa: E402
 from minltx.training import __main__ as training    # noqa: E402
 from minltx.training import parallel    # noqa: E402
+from minltx.training.endings import end    # noqa: E402
 from minltx.training.latents import LatentCache, batch_of_latents    # noqa: E402
 from minltx.training.loops import autocast, build_critics, prepare    # noqa: E402
 from minltx.training.run import Run    # noqa: E402
@@ -170,3 +171,4 @@ if __name__ == "__main__":
         task = {"gradients": gradients, "memory": memory}[args.task]
         task(args.out, parallel.join(args.parallel, torch.device("cpu")))
         parallel.leave()
+    end(0)                              # as python -m minltx.training does

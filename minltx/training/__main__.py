@@ -29,7 +29,7 @@ from minltx.toy.captions import StoredText, tokenize
 from minltx.toy.data import MovingDigits, load_digits
 from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint
 from minltx.training import memory, parallel
-from minltx.training.endings import one_line
+from minltx.training.endings import end, one_line
 from minltx.training.latents import clip_variants, latent_cache, measure_latents, take_vae
 from minltx.training.loops import build_critics, train_dit, train_vae
 from minltx.training.run import Run
@@ -252,3 +252,5 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
+    if "RANK" in os.environ:
+        end(0)
