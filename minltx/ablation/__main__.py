@@ -33,7 +33,7 @@ from minltx.ablation.switches import LENGTH, SWITCHES, parse_switch
 from minltx.ablation.verdicts import folder_of, write_tables
 from minltx.command import Parser
 from minltx.evaluation.digits import train_classifier
-from minltx.files import put_in_place
+from minltx.files import put_in_place, write_torch
 from minltx.toy.data import MovingDigits, draw_digits, load_digits
 from minltx.toy.model import save_checkpoint
 from minltx.training.settings import SHORT, scaled
@@ -81,7 +81,7 @@ def prepare(args, out, stages):
         print("training the digit classifier, once", flush=True)
         digits = MovingDigits(*load_digits(args.digits, 0)[0], SHORT.model.data)
         weights = train_classifier(digits).state_dict()
-        put_in_place(classifier, lambda part: torch.save(weights, part))
+        write_torch(classifier, dict(weights))
     if stages & {"dit", "decoder"} and not model.exists() and not args.model:
         print("training a whole short toy, once: the runs share its VAE", flush=True)
         spec = {"stage": "both", "seed": 0, "digits": args.digits, "device": args.device}

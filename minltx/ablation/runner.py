@@ -14,6 +14,7 @@ from minltx.ablation.switches import settings_for
 from minltx.command import hardware, pick_device
 from minltx.evaluation import metrics, report
 from minltx.evaluation.digits import DigitClassifier, brightness, centres, judge_clips
+from minltx.files import read_torch
 from minltx.losses import kl_divergence
 from minltx.sampler import decode, sample_latent, seeded_noise
 from minltx.toy.data import EVALUATION, MovingDigits, caption, load_digits, rng
@@ -159,7 +160,7 @@ def judge(run, held_out, spec):
     """All figures of a run's stage by name, and what else its report contains."""
     model, seed, stage, prompts = run.model, run.seed, spec["stage"], spec["prompts"]
     classifier = DigitClassifier().eval()
-    classifier.load_state_dict(torch.load(spec["classifier"], weights_only=True))
+    classifier.load_state_dict(read_torch(spec["classifier"]))
     figures, more = {}, {}
     if stage != "dit":
         figures |= judge_vae(model, held_out, classifier, seed)

@@ -9,7 +9,7 @@ from minltx.ablation.ideas import Idea, idea_of, load_class
 from minltx.ablation.variants import (AbsolutePositions, FoldedLatents, FramesNotSeconds, InverseDiT,
                                       LayerQKNorm, LogitNormalTimes, LogvarPerChannel, NoQKNorm, OrdinaryGAN,
                                       SpaceTime, Unconditioned, UniformTimes, UnrotatedDiT)
-from minltx.toy.model import tuples
+from minltx.toy.stored import tuples
 from minltx.training.settings import SHORT, scaled
 
 

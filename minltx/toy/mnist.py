@@ -3,9 +3,11 @@
 import gzip
 import hashlib
 import http.client
+import math
 import os
 import struct
 import urllib.request
+import zlib
 from pathlib import Path
 
 import torch
@@ -18,17 +20,27 @@ FILES = {"train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
          "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
          "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c"}
 
+MOST = 2**30        # bytes of an unpacked file; MNIST's largest has 47 million
+
 
 def read_idx(path):
-    """An IDX file of unsigned bytes, gzipped or not -> uint8 tensor. ValueError if it is anything else."""
+    """An IDX file of unsigned bytes, gzipped or not -> uint8 tensor.
+
+    Its header says how many bytes follow; no more are unpacked. Raises ValueError if it is anything else, and
+    for more than MOST bytes.
+    """
     try:
-        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
-        zero, kind, axes = struct.unpack(">HBB", raw[:4])
-        shape = struct.unpack(f">{axes}I", raw[4 : 4 + 4 * axes])
-        if zero != 0 or kind != 8 or not shape:
-            raise ValueError("not unsigned bytes")
-        return torch.frombuffer(bytearray(raw[4 + 4 * axes :]), dtype=torch.uint8).reshape(shape)
-    except (OSError, EOFError, struct.error, ValueError, RuntimeError) as error:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            zero, kind, axes = struct.unpack(">HBB", file.read(4))
+            shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+            count = math.prod(shape)
+            if zero != 0 or kind != 8 or not shape:
+                raise ValueError("not unsigned bytes")
+            if count > MOST:
+                raise ValueError(f"{count} numbers")
+            raw = file.read(count + 1)
+        return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(shape)
+    except (OSError, EOFError, struct.error, ValueError, RuntimeError, zlib.error) as error:
         raise ValueError(f"{path} is not an intact IDX file of unsigned bytes ({error})") from error
 
 
@@ -43,6 +55,10 @@ def find_set(folder, prefix):
     images, labels = map(read_idx, paths)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         raise ValueError(f"{paths[0]} and {paths[1]} do not belong together")
+    if images.shape[1:] != (28, 28):
+        raise ValueError(f"{paths[0]} has pictures of {images.shape[1]}x{images.shape[2]}, not 28x28")
+    if len(labels) and labels.max() > 9:
+        raise ValueError(f"{paths[1]} has the label {labels.max()}: digits are 0 to 9")
     return images.float() / 255, labels.long()
 
 
@@ -60,6 +76,8 @@ def read_folder(folder):
         return tuple(sets)
     images, labels = sets[0]
     cut = len(images) * 4 // 5
+    if cut == 0:
+        raise ValueError(f"{len(images)} digits in {folder} are too few to hold some out")
     return (images[:cut], labels[:cut]), (images[cut:], labels[cut:])
 
 

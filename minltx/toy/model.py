@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from minltx.dit import DiT, DiTConfig
-from minltx.files import put_in_place
+from minltx.files import read_torch, write_torch
 from minltx.flow import schedule_from, shifted_schedule
 from minltx.sampler import Guidance, Sampling, generate
 from minltx.toy.captions import MAX_WORDS, CaptionEncoder, StoredText, tokenize
 from minltx.toy.data import DataConfig
+from minltx.toy.stored import check_depth, check_tensors, configs_from
 from minltx.vae import VAEConfig, VideoVAE
 
 FORMAT = "minltx-1"
@@ -100,27 +101,12 @@ class ToyModel(nn.Module):
                         start).cpu()
 
 
-def tuples(x):
-    """Lists, at every level, as tuples: what a config had before it was stored."""
-    return tuple(tuples(y) for y in x) if isinstance(x, (list, tuple)) else x
-
-
-# Fields that configs of older files have, with the one value that means what the model does today.
-RETIRED = {"shared_logvar": True, "fold": 1, "rope": "exponential", "qk_norm": "rms", "attention": "full",
-           "timestep_conditioning": None}
-
-
 def config_from(stored):
-    """The ModelConfig in a checkpoint's plain dictionary. Raises ValueError for a retired variant."""
-    parts = []
-    for name, cls in (("data", DataConfig), ("vae", VAEConfig), ("dit", DiTConfig)):
-        fields = {k: tuples(v) for k, v in stored[name].items()}
-        for key in RETIRED.keys() & fields.keys():
-            value = fields.pop(key)
-            if RETIRED[key] not in (None, value):
-                raise ValueError(f"{key} = {value!r} is a variant of the ablations, not of this model")
-        parts.append(cls(**fields))
-    return ModelConfig(*parts, stored_text=stored.get("stored_text", False))
+    """The ModelConfig in a checkpoint's plain dictionary. Raises ValueError for a config that cannot be."""
+    text = stored.get("stored_text", False)
+    if not isinstance(text, bool):
+        raise ValueError(f"stored_text is {text!r:.60}, not true or false")
+    return ModelConfig(*configs_from(stored), stored_text=text)
 
 
 def with_zero_conditioning(weights, stored, model):
@@ -128,33 +114,31 @@ def with_zero_conditioning(weights, stored, model):
     if stored["vae"].get("timestep_conditioning", True):
         return weights
     own = model.state_dict()
-    return {k: torch.zeros_like(v) for k, v in own.items() if k.startswith("vae.decoder.")} | weights
+    return {k: torch.zeros(v.shape) for k, v in own.items() if k.startswith("vae.decoder.")} | weights
 
 
 def save_checkpoint(path, model, half=False, **extra):
     """Write model, config and `extra` (tensors and plain values, in lists and dictionaries) to one file.
 
-    With `half` the weights are stored as float16: half the size, for a finished model. The old file stays
-    whole until the new one is complete and on the disk.
+    With `half` the weights are stored as float16, but for tensors with larger numbers than it has: half the
+    size, for a finished model. The old file stays whole until the new one is complete and on the disk.
     """
-    weights = {k: v.half() if half else v for k, v in model.state_dict().items()}
-    stored = {"format": FORMAT, "config": asdict(model.config), "model": weights, **extra}
-    put_in_place(path, lambda part: torch.save(stored, part))
+    weights = {k: v.half() if half and v.abs().max() < 65504 else v for k, v in model.state_dict().items()}
+    write_torch(path, {"format": FORMAT, "config": asdict(model.config), "model": weights, **extra})
 
 
 def read_checkpoint(path):
     """path -> the file's dictionary: "config", "model" (the weights) and whatever else was saved.
 
-    Only tensors and plain values are read (torch's weights_only), so a file from a stranger runs no code.
-    Raises ValueError for a missing, foreign or broken file.
+    Only tensors and plain values are read, so a file from a stranger runs no code. Raises ValueError for a
+    missing, foreign or damaged file.
     """
     if not Path(path).is_file():
         raise ValueError(f"there is no checkpoint {path}: train one with python train_tiny.py")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:    # a foreign file can fail in any way inside the reader
-        kind = type(error).__name__
-        raise ValueError(f"{path} is not a checkpoint of minltx, or is damaged ({kind})") from None
+        stored = read_torch(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a checkpoint of minltx, or is damaged ({error})") from None
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of minltx ({FORMAT}): write one with train_tiny.py")
     return stored
@@ -163,15 +147,20 @@ def read_checkpoint(path):
 def load_checkpoint(path):
     """path -> (ToyModel on the CPU in float32, the rest of the file as a dictionary).
 
-    Raises ValueError for a missing, foreign, broken or misshapen file.
+    Nothing is built before config and weights are known to belong together. Raises ValueError for a missing,
+    foreign or damaged file, a config that cannot be, and weights that do not fit it or are not finite.
     """
     stored = read_checkpoint(path)
     try:
         config, weights = stored.pop("config"), stored.pop("model")
-        model = ToyModel(config_from(config))
-        weights = {k: v.float() for k, v in weights.items()}
-        model.load_state_dict(with_zero_conditioning(weights, config, model))
+        built = config_from(config)
+        check_depth(built.vae, built.dit, len(weights))
+        with torch.device("meta"):
+            model = ToyModel(built)
+        weights = with_zero_conditioning(weights, config, model)
+        check_tensors(model, weights)
+        model.load_state_dict({k: v.float().contiguous() for k, v in weights.items()}, assign=True)
     except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} holds weights that do not fit its config "
-                         f"({str(error).splitlines()[0][:80]})") from None
+        raise ValueError(f"{path} holds no model: its config is wrong, or its weights do not fit "
+                         f"({str(error).splitlines()[0][:200]})") from None
     return model.eval(), stored

@@ -1,5 +1,6 @@
 """What the transformer learns from: clips as latents of a finished VAE, encoded once and cached."""
 
+import hashlib
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import torch
 from tqdm import tqdm
 
 from minltx.evaluation.report import clips_at_once
-from minltx.files import put_in_place
+from minltx.files import read_torch, write_torch
 from minltx.objectives import Batch
 from minltx.sampler import Condition
-from minltx.toy.data import LATENTS, MovingDigit, describe, rng
+from minltx.toy.data import ALL_DIGITS, LATENTS, MovingDigit, describe, rng
 from minltx.toy.model import load_checkpoint
+from minltx.video.clips import ClipFolder
 
 
 @dataclass
@@ -60,26 +62,58 @@ def encode_variants(vae, variants, count, seed, device):
 def latent_cache(path, vae, variants, settings, seed, world):
     """The LatentCaches in the file `path`; if it is not there, they are encoded and written to it.
 
-    The file is mapped, not read: it may be larger than the memory. With path None nothing is stored. Raises
-    ValueError if the file is of other clips or another VAE.
+    The file is mapped, not read into the memory: it may be larger. With path None nothing is stored. Raises
+    ValueError if the file is damaged, or of other clips or another VAE.
     """
     if path is None:
         return encode_variants(vae, variants, settings.latents, seed, world.device)
     weights = sum(p.double().abs().sum().item() for p in vae.encoder.parameters())
-    mark = [f"{weights:.6e}", settings.latents, seed, [list(data.config.clip_shape) for data in variants]]
+    mark = [f"{weights:.6e}", settings.latents, seed, [contents(data, seed) for data in variants]]
     if not Path(path).exists() and world.rank == 0:
         caches = encode_variants(vae, variants, settings.latents, seed, world.device)
         views = [(cache.latents.cpu(), [s if isinstance(s, str) else [astuple(x) for x in s]
                                         for s in cache.scenes]) for cache in caches]
-        put_in_place(path, lambda part: torch.save({"mark": mark, "views": views}, part))
+        write_torch(path, {"mark": mark, "views": views})
     world.wait()
-    stored = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    try:
+        stored = read_torch(path, mmap=True)
+        if not isinstance(stored, dict) or stored.keys() != {"mark", "views"}:
+            raise ValueError("it is another kind of file")
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold latents, or is damaged ({error}): remove it, or name another "
+                         "file with --latents") from None
     if stored["mark"] != mark:
         raise ValueError(f"{path} holds the latents of other clips or of another autoencoder: "
                          "name another file with --latents")
-    return [LatentCache(data, latents, [s if isinstance(s, str) else [MovingDigit(*x) for x in s]
-                                        for s in scenes])
-            for data, (latents, scenes) in zip(variants, stored["views"], strict=True)]
+    try:
+        count = settings.latents // len(variants)
+        return [stored_cache(vae, data, count, *view)
+                for data, view in zip(variants, stored["views"], strict=True)]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds other latents than it says ({error}): remove it") from None
+
+
+def contents(data, seed):
+    """What tells a data set from others: its clips' shape, their captions, how bright some of them are."""
+    video, scenes = data.batch(clips_at_once(16, data), rng(seed, LATENTS, 0))
+    captions = [describe(scene) for scene in scenes]
+    if isinstance(data, ClipFolder):
+        captions += [f"{clip.path.name} {clip.frames} {clip.caption}" for clip in data.clips]
+    return [list(data.config.clip_shape), hashlib.sha256("\n".join(captions).encode()).hexdigest(),
+            f"{video.double().mean() + 1:.4e}"]
+
+
+def stored_cache(vae, data, count, latents, scenes):
+    """A LatentCache from a file. Raises ValueError if it is not `count` clips of that data, or not finite."""
+    shape = (count, *vae.latent_shape(*data.config.clip_shape))
+    if tuple(latents.shape) != shape or len(scenes) != count:
+        raise ValueError(f"shape {tuple(latents.shape)}, not {shape}")
+    if not all(part.isfinite().all() for part in latents.split(64)):
+        raise ValueError("not finite")
+    scenes = [s if isinstance(s, str) else [MovingDigit(*x) for x in s] for s in scenes]
+    if {x for scene in scenes if not isinstance(scene, str) for x in scene} - set(ALL_DIGITS):
+        raise ValueError("a scene of no digit")
+    return LatentCache(data, latents, scenes)
 
 
 def measure_latents(vae, latents):

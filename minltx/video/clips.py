@@ -10,7 +10,6 @@ import math
 import os
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from minltx.video.files import fit, import_av, read_frames
 
 # --- One file ---------------------------------------------------------------------------------------------
 
-read_clip_frames = partial(read_frames, formats=("GIF", "PNG", "JPEG"))
 MIXED_SIZES = "changes its size from frame to frame: make it again with one size"
 
 
@@ -54,7 +52,7 @@ def read_clip(path, fps=None, size=None):
     """
     frames, durations = [], []
     try:
-        for image, seconds in read_clip_frames(path):
+        for image, seconds in read_frames(path):
             pixels = fit(image, *(size or (image.height, image.width)))                   # (3, H, W)
             frames.append(((pixels + 1) * 127.5).round().byte())
             durations.append(seconds)
@@ -143,7 +141,7 @@ def check_clip(folder, name, text, vae, fps, buckets=(), check_caption=None):
     if check_caption:
         check_caption(text)
     durations, sizes = [], set()
-    for image, seconds in read_clip_frames(path):
+    for image, seconds in read_frames(path):
         durations.append(seconds)
         sizes.add((image.height, image.width))
     if len(sizes) > 1:

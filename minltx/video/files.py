@@ -2,8 +2,8 @@
 
 import base64
 import io
+import zipfile
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 from minltx.files import put_in_place
 
 ENDINGS = (".gif", ".png", ".npz", ".mp4")
+FORMATS = ("GIF", "PNG", "JPEG")    # of pictures that are read
+MOST = 2**30                        # bytes of an npz that is read, unpacked: 900 frames of 512x768
 
 
 def to_uint8(video):
@@ -135,18 +137,17 @@ def fit(image, height, width):
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
 
 
-def read_frames(path, formats=None):
-    """Yield (RGB PIL image, seconds it is shown) for every frame of an mp4, a GIF, a picture or the first
+def read_frames(path):
+    """Yield (RGB PIL image, seconds it is shown) for each frame of an mp4, a picture of FORMATS, or the first
     video of an npz of `save_video`.
 
-    formats limits what Pillow may open, such as ("GIF", "PNG"). Raises ValueError, which does not repeat the
-    path, if the file is broken, truncated, foreign or empty, or an mp4 while av is not installed.
+    Raises ValueError, which does not repeat the path, if the file is broken, truncated, foreign or empty, or
+    an mp4 while av is not installed.
     """
     ending, frame = Path(path).suffix.lower(), None
     if ending == ".mp4":
         import_av()
-    picture = partial(frames_of_picture, formats=formats)
-    frames_of = {".mp4": frames_of_mp4, ".npz": frames_of_npz}.get(ending, picture)
+    frames_of = {".mp4": frames_of_mp4, ".npz": frames_of_npz}.get(ending, frames_of_picture)
     try:
         for frame in frames_of(path):
             yield frame
@@ -178,9 +179,9 @@ def frames_of_mp4(path):
             yield last[0], float(1 / stream.average_rate)
 
 
-def frames_of_picture(path, formats=None):
+def frames_of_picture(path):
     """Yield (PIL image, seconds it is shown) for the frames of a GIF, or for the one of another picture."""
-    with Image.open(path, formats=formats) as image:
+    with Image.open(path, formats=FORMATS) as image:
         if image.format != "GIF":
             if image.mode.startswith(("I", "F")):
                 raise ValueError("it has more than 8 bits per colour")
@@ -197,6 +198,9 @@ def frames_of_picture(path, formats=None):
 
 def frames_of_npz(path):
     """Yield (PIL image, seconds it is shown): the file does not store how long."""
+    with zipfile.ZipFile(path) as file:
+        if max(entry.file_size for entry in file.infolist()) > MOST:
+            raise ValueError(f"it unpacks to more than {MOST / 2**30:g} GiB")
     with np.load(path, allow_pickle=False) as stored:
         for frame in stored["frames"][0]:
             yield Image.fromarray(frame), 1.0
