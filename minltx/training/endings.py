@@ -129,5 +129,6 @@ class Notes:
             return None                                         # another process says why
         if not dead:
             return f"{prog}: {STOPPED}"
-        return (f"{prog}: process {' and '.join(map(str, dead))} of {self.size} died, and the others stopped; "
-                "the same command with --resume goes on from the last checkpoint")
+        dead = " and ".join(map(str, dead))
+        return (f"{prog}: process {dead} of {self.size} died, and the others stopped; the same command with "
+                "--resume goes on from the last checkpoint")

@@ -1,6 +1,5 @@
 """A run in its folder: resuming, logging, saving. What a step does is in `loops`."""
 
-import json
 import math
 import shutil
 import time
@@ -12,11 +11,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from minltx.files import put_in_place
+from minltx.files import clear_leftovers, put_in_place
 from minltx.toy.model import read_checkpoint, save_checkpoint
+from minltx.toy.stored import check_tensors
 from minltx.training.endings import Diverged
 from minltx.training.parallel import World, like_shard
 from minltx.training.settings import from_stored, stored
+from minltx.training.shards import fill, read_parts, write_parts
 
 
 @dataclass
@@ -56,10 +57,9 @@ class Stage:
 class Run:
     """One run in one folder. `stages_done` and `history`, every logged number, can be read.
 
-    A single process writes checkpoint.pt. Several processes of one `world` write a folder of torch's
-    distributed checkpoint (DCP) and run.json. Any number of processes can resume either. Raises ValueError if
-    the folder has a run and `resume` is False, or with `resume` has none or one of other settings, seed or
-    source.
+    A single process writes checkpoint.pt. Several processes of one `world` write a folder with a file each,
+    and run.json. Any number of processes can resume either. Raises ValueError if the folder has a run and
+    `resume` is False, or with `resume` has none, a damaged one, or one of other settings, seed or source.
     """
 
     save_every = 100    # steps
@@ -83,6 +83,8 @@ class Run:
         elif self.checkpoint.exists() or self.shards.exists():
             raise ValueError(f"{self.out} has a checkpoint: go on with --resume, "
                              "or name another folder with --out")
+        if self.world.rank == 0:
+            clear_leftovers(self.out)
 
     # --- The steps of a stage -----------------------------------------------------------------------------
 
@@ -93,8 +95,7 @@ class Run:
         """
         start = self.step if self.stage_name == name else 0
         if self.pending:
-            load = self.load_shards if "folder" in self.pending else self.load_whole
-            load(stage)
+            self.load(stage)
         self.stage_name, self.stage, self.step, self.total, self.pending = name, stage, start, total, None
         began, before = time.perf_counter(), self.seconds.get(name, 0.0)
         quiet = True if self.world.rank else None
@@ -136,7 +137,7 @@ class Run:
         s = self.stage
         held = [*s.model.state_dict().values(), *(s.average or ())]
         held += s.discriminator.state_dict().values() if s.discriminator else ()
-        held += [x for optimizer in s.optimizers for state in optimizer.state.values() for x in state.values()]
+        held += [x for optimizer in s.optimizers for own in optimizer.state.values() for x in own.values()]
         finite = all(local_part(x).isfinite().all() for x in held if torch.is_tensor(x))
         self.check_finite(self.step - 1, self.world.mean([{"a weight": 0.0 if finite else math.nan}]))
 
@@ -173,18 +174,14 @@ class Run:
     def write_shards(self, state):
         """Every process writes its part; run.json, the last file to be put in place, says which folder is
         complete."""
-        from torch.distributed import checkpoint as dcp
-
-        state["folder"] = f"shards-{len(self.stages_done)}-{self.step}"
+        folder = f"shards-{len(self.stages_done)}-{self.step}"
         tensors = {"model": (self.stage or self).model.state_dict()}
         if self.stage:
             tensors |= tensors_of(self.stage)
-        dcp.save(tensors, checkpoint_id=self.out / state["folder"])
+        write_parts(self.shards, folder, tensors, state, self.world)
         if self.world.rank == 0:
-            put_in_place(self.shards, lambda part: part.write_text(json.dumps(state)))
-            self.forget(self.checkpoint, but=state["folder"])
+            self.forget(self.checkpoint, but=folder)
             self.note.unlink(missing_ok=True)
-        self.world.wait()
 
     def forget(self, file, but=None):
         """Remove an older checkpoint of the other kind, and the shards of older steps."""
@@ -199,61 +196,109 @@ class Run:
         """Read the last checkpoint into the model and this run."""
         if self.note.exists() and self.world.rank == 0:
             print(f"{self.out}: {self.note.read_text().strip()}; it goes on from the last checkpoint")
+        parts, file = None, None
         if self.shards.exists():
-            state, weights = json.loads(self.shards.read_text()), None
+            parts = read_parts(self.shards)
+            state = parts[0]["state"]
         else:
             file = read_checkpoint(self.checkpoint)
             if "run" not in file:
                 raise ValueError(f"{self.checkpoint} is a finished model, not a run that can be resumed")
-            state, weights = file["run"], file["model"]
-        settings, variants = from_stored(state["identity"]["settings"])
-        if variants or state["identity"] | {"settings": settings} != self.identity:
+            state = file["run"]
+        self.take_state(state)
+        try:
+            if parts:
+                fill({"model": self.model.state_dict()}, parts)
+            else:
+                check_tensors(self.model, file["model"])
+                self.model.load_state_dict(file["model"])
+        except (ValueError, KeyError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{self.out} holds a run of another model ({sentence(error)}): "
+                             "name another folder with --out") from None
+        self.pending = {**state, "parts": parts} if self.stage_name else None
+
+    def take_state(self, state):
+        """Take the plain values of a checkpoint. Raises ValueError if they are of another run, or wrong."""
+        try:
+            settings, variants = from_stored(state["identity"]["settings"])
+            same = not variants and state["identity"] | {"settings": settings} == self.identity
+            numbers = [*state["seconds"].values(), *(x for row in state["by_t"] for x in row),
+                       *(x for rows in state["history"].values() for row in rows for x in row)]
+            right = (isinstance(state["step"], int) and len(state["by_t"]) == 10
+                     and isinstance(state["stages_done"], list) and all(map(math.isfinite, numbers))
+                     and all(len(row) == 2 for row in [*state["by_t"], *sum(state["history"].values(), [])]))
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{self.out} holds a damaged run ({sentence(error)})") from None
+        if not same:
             raise ValueError(f"{self.out} holds a run with other settings: repeat its options, "
                              "or name another folder with --out")
-        if weights is None:
-            from torch.distributed import checkpoint as dcp
-
-            weights = {"model": self.model.state_dict()}
-            dcp.load(weights, checkpoint_id=self.out / state["folder"])
-            weights = weights["model"]
-        try:
-            self.model.load_state_dict(weights)
-        except RuntimeError:
-            raise ValueError(f"{self.out} holds a run of another model: "
-                             "name another folder with --out") from None
+        if not right:
+            raise ValueError(f"{self.out} holds a damaged run: its curves are not numbers")
         self.stages_done, self.stage_name, self.step = state["stages_done"], state["stage"], state["step"]
         self.history, self.by_t, self.seconds = state["history"], state["by_t"], state["seconds"]
-        self.pending = state if self.stage_name else None
+
+    def load(self, stage):
+        """A stage's state from the checkpoint. Raises ValueError if it does not fit."""
+        try:
+            if self.pending["parts"]:
+                self.load_shards(stage)
+            else:
+                self.load_whole(stage)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{self.out} holds a stage that does not fit ({sentence(error)}): "
+                             "name another folder with --out") from None
 
     def load_whole(self, stage):
         """A stage's state from a checkpoint.pt; each process takes its shards of it."""
         state = self.pending
         for optimizer, saved in zip(stage.optimizers, state["optimizers"], strict=True):
-            for i, p in enumerate(optimizer.param_groups[0]["params"]):
-                for name, value in saved["state"].get(i, {}).items():
-                    if value.shape == p.shape:
-                        saved["state"][i][name] = like_shard(value.to(p.device), p)
-            optimizer.load_state_dict(saved)
-        for mean, saved, p in zip(stage.average or (), state["ema"] or (), stage.parameters):
-            mean.copy_(like_shard(saved.to(p.device), p))
+            load_optimizer(optimizer, saved["state"])
+        for mean, saved in zip(stage.average or (), state["ema"] or (), strict=True):
+            mean.copy_(like_shard(fitting(saved, mean).to(mean.device), mean))
         if stage.discriminator:
             # In older files the discriminator is its list of layers.
-            stage.discriminator.load_state_dict({k if k.startswith("layers.") else f"layers.{k}": v
-                                                 for k, v in state["rival"].items()})
-            stage.discriminator_optimizer.load_state_dict(state["rival_optimizer"])
+            rival = {k if k.startswith("layers.") else f"layers.{k}": v for k, v in state["rival"].items()}
+            check_tensors(stage.discriminator, rival)
+            stage.discriminator.load_state_dict(rival)
+            load_optimizer(stage.discriminator_optimizer, state["rival_optimizer"]["state"])
 
     def load_shards(self, stage):
-        """The same from a folder that any number of processes wrote."""
-        from torch.distributed import checkpoint as dcp
+        """The same from the files of any number of processes."""
         from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
         state = tensors_of(stage)
-        dcp.load(state, checkpoint_id=self.out / self.pending["folder"])     # into the tensors that are there
+        fill(state, self.pending["parts"])                                  # into the tensors that are there
         set_optimizer_state_dict(stage.model, stage.optimizers, state["optimizers"])
         if stage.discriminator:
             stage.discriminator.load_state_dict(state["rival"])
             set_optimizer_state_dict(stage.discriminator, stage.discriminator_optimizer,
                                      state["rival optimizer"])
+
+
+def sentence(error):
+    """The first line of an error, shortened; its type if it has no text."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def fitting(x, target):
+    """x, a tensor out of a file, if it has the shape of another one and is finite. Raises ValueError."""
+    if not torch.is_tensor(x) or x.shape != target.shape or not x.isfinite().all():
+        raise ValueError(f"a tensor of the shape {tuple(target.shape)} is missing, or is not finite")
+    return x
+
+
+def load_optimizer(optimizer, saved):
+    """Give an optimizer the stored state of each parameter, by its number; each process takes its part.
+
+    A state's tensors have the shape of the parameter, or are single numbers. Raises ValueError.
+    """
+    state = {}
+    for number, p in enumerate(optimizer.param_groups[0]["params"]):
+        for name, x in saved.get(number, {}).items():
+            single = torch.is_tensor(x) and x.ndim == 0
+            x = fitting(x, x if single else p)
+            state.setdefault(number, {})[name] = x if single else like_shard(x.to(p.device), p)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def local_part(x):
