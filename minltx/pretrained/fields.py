@@ -19,6 +19,7 @@ class Fields:
         if not isinstance(values, dict):
             raise ValueError(f"{where} is not an object with fields")
         self.values, self.where = {k: v for k, v in values.items() if v is not None}, where
+        self.nulls = values.keys() - self.values.keys()
 
     def get(self, name, *default):
         """The field, or the default if there is one."""
@@ -52,6 +53,11 @@ class Fields:
         if len(values) < length:
             raise ValueError(f"{self.where}: {name} has {len(values)} entries, but {length} are needed")
         return tuple(values)
+
+    def not_null(self, *names):
+        """Fields for which null is something else than absent: minltx does not have it."""
+        for name in self.nulls & set(names):
+            raise ValueError(f"{self.where}: {name} is null, which minltx does not have")
 
     def must_be(self, **expected):
         """Each field, if present, has to hold this value, or one of a tuple: minltx does not have others."""

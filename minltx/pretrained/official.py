@@ -22,6 +22,7 @@ from minltx.vae import VAEConfig
 
 def dit_config(fields, vae, causal_time):
     """A transformer's fields, which have the same names in both formats -> DiTConfig."""
+    fields.not_null("qk_norm", "standardization_norm", "norm_eps")          # without a norm, in both formats
     fields.must_be(
         _class_name=("Transformer3DModel", "LTXVideoTransformer3DModel"), activation_fn="gelu-approximate",
         qk_norm=("rms_norm", "rms_norm_across_heads"), standardization_norm="rms_norm", norm_eps=1e-6,

@@ -53,6 +53,7 @@ class SamplingConfig:
                 ("terminal", self.terminal is None or between(self.terminal, 0, 1)),
                 ("times", all(between(t, 1e-6, 1) for t in self.times) and
                  list(self.times) == sorted(set(self.times), reverse=True)),
+                ("guidance", all(map(is_guidance, getattr(self.guidance, "parts", (self.guidance,))))),
                 ("steps", whole(self.steps)), ("text_tokens", whole(self.text_tokens)),
                 ("size", len(self.size) == 3 and all(map(whole, self.size))),
                 ("fps", between(self.fps, 1e-6, 1e6)), ("decode_t", between(self.decode_t, 0, 1)),
@@ -60,7 +61,9 @@ class SamplingConfig:
                 ("condition_noise", between(self.condition_noise, 0, 1)),
                 ("tone_map", between(self.tone_map, 0, 1)),
                 ("skip_first", between(self.skip_first, 0, self.steps - 1)),
-                ("skip_last", between(self.skip_last, 0, self.steps - 1 - self.skip_first))):
+                ("skip_last", between(self.skip_last, 0, self.steps - 1 - self.skip_first)),
+                *((name, isinstance(getattr(self, name), bool))
+                  for name in ("shifted", "stochastic", "lowercase"))):
             if not right:
                 raise ValueError(f"{name} is {getattr(self, name)!r:.60}, which is out of range")
 
@@ -112,8 +115,14 @@ class SamplingConfig:
             if values.get("second"):
                 known["second"] = cls.restored(values["second"], where)
             return cls(**known)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{where}: its sampling is not understood ({str(error)[:80]})") from None
+
+
+def is_guidance(guidance):
+    """Are a guidance's scales and blocks numbers as they have to be?"""
+    scales = guidance.cfg, guidance.stg, guidance.rescale
+    return all(between(x, 0, 1000) for x in scales) and all(between(x, 0, 1000) for x in guidance.stg_blocks)
 
 
 def stored_guidance(guidance):

@@ -5,6 +5,8 @@ nothing in it can be executed.
 """
 
 import json
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from minltx.pretrained.names import UNUSED_STATISTICS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"     # in a diffusers folder; INDEX if it is in several files
 INDEX = WEIGHTS + ".index.json"
+DIGEST = "minltx checksums"                         # in the header: {name: CRC-32}; "" is the header's own
+MOST = 2**24                                        # bytes of a header; the released ones have 300 kB
 
 
 def library():
@@ -32,20 +36,76 @@ def sentence(error):
 
 
 def open_file(path):
-    """path -> an open safetensors file. Raises ValueError if it is not safetensors or is truncated."""
+    """path -> an open safetensors `File`. Raises ValueError if it is not safetensors or is damaged."""
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}")
     safetensors = library()
     try:
-        return safetensors.safe_open(path, framework="pt")
+        check_header(path)
+        opened = safetensors.safe_open(path, framework="pt")
     except Exception as error:      # the library's own kinds of error differ from version to version
         raise ValueError(f"{path} is not a safetensors file, or is truncated ({sentence(error)}): "
                          "download it again") from None
+    return File(path, opened)
+
+
+class File:
+    """An open safetensors file. Files of minltx hold a checksum of each tensor and one of the header, under
+    DIGEST in the header; they are compared. Files of others have none. Raises ValueError if one differs."""
+
+    def __init__(self, path, opened):
+        self.path, self.opened = path, opened
+        self.keys, self.get_slice = opened.keys, opened.get_slice
+        header = dict(opened.metadata() or {})
+        digests = header.pop(DIGEST, None)
+        self.digests = None if digests is None else parse_json(digests, f"{path}: its checksums")
+        if digests is not None and (not isinstance(self.digests, dict)
+                                    or self.digests.get("") != checksum_of_header(header, opened.keys())):
+            raise ValueError(f"{path} is damaged: the checksum of its header differs: copy it again")
+        self.header = header
+
+    def metadata(self):
+        """The header's own dictionary of strings."""
+        return self.header
+
+    def get_tensor(self, name):
+        """A tensor by its name. Raises ValueError if its checksum differs."""
+        tensor = self.opened.get_tensor(name)
+        if self.digests is not None and self.digests.get(name) != checksum(tensor):
+            raise ValueError(f"{self.path} is damaged: the checksum of {name} differs: copy it again")
+        return tensor
+
+
+def checksum(tensor):
+    """A tensor's type, shape and numbers as a CRC-32."""
+    kind = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), zlib.crc32(kind))
+
+
+def checksum_of_header(header, names):
+    """The header's strings and the tensors' names as a CRC-32."""
+    return zlib.crc32(json.dumps([sorted(header.items()), sorted(names)]).encode())
+
+
+def check_header(path):
+    """Raises ValueError if the header of a safetensors file is too large, is not JSON, or has a name twice."""
+    def once(pairs):
+        names = [name for name, _ in pairs]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(f"it has {twice[0]:.80} twice")
+        return dict(pairs)
+
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MOST:
+            raise ValueError(f"a header of {length} bytes")
+        json.loads(file.read(length), object_pairs_hook=once)
 
 
 def metadata(path):
     """The header's own dictionary of strings; {} if it has none."""
-    return open_file(path).metadata() or {}
+    return open_file(path).metadata()
 
 
 def parse_json(text, where):
@@ -128,16 +188,27 @@ def fill(module, names, where, source, dtype, device):
             tensor = where[stored].get_tensor(stored).to(device=device, dtype=dtype, copy=True)
         except Exception as error:      # a kind of number that this torch does not have, a full memory
             raise ValueError(f"{source}: cannot read {stored} ({sentence(error)})") from None
+        if not tensor.isfinite().all():
+            raise ValueError(f"{source}: {stored} holds numbers that are not finite as {dtype}")
         owner, _, leaf = name.rpartition(".")
         owner = module.get_submodule(owner)
         setattr(owner, leaf, torch.nn.Parameter(tensor) if leaf in owner._parameters else tensor)
 
 
 def write(path, tensors, header=None):
-    """Write tensors (name -> tensor) to one safetensors file, completely or not at all."""
+    """Write tensors (name -> tensor) to one safetensors file, with checksums, completely or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save = library().torch.save_file
-    put_in_place(path, lambda part: save(tensors, part, metadata={"format": "pt", **(header or {})}))
+    header, safetensors = {"format": "pt", **(header or {})}, library()
+    digests = {name: checksum(tensor) for name, tensor in tensors.items()}
+    digests[""] = checksum_of_header(header, tensors)
+
+    def save(part):
+        try:
+            safetensors.torch.save_file(tensors, part, metadata={**header, DIGEST: json.dumps(digests)})
+        except safetensors.SafetensorError as error:                    # the library's word for a full disk
+            raise OSError(f"cannot write {path} ({sentence(error)})") from None
+
+    put_in_place(path, save)
 
 
 def write_json(path, values):

@@ -79,7 +79,12 @@ def load_embeddings(path, prompts=None, tokens=None, lowercase=None):
     if text.ndim != 3 or mask.shape != text.shape[:2] or len(text) != len(known):
         raise ValueError(f"{path}: embeddings {tuple(text.shape)} and mask {tuple(mask.shape)} do not fit "
                          f"{len(known)} prompts: write it again")
+    if not text.is_floating_point() or not text.isfinite().all() or not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"{path}: embeddings are finite floating-point numbers and masks are 0 or 1, but "
+                         "not here: write it again")
     made = kept.count("tokens"), kept.flag("lowercase")
+    if made[0] < text.shape[1]:
+        raise ValueError(f"{path} says {made[0]} tokens and holds {text.shape[1]}: write it again")
     if tokens is not None and made != (tokens, lowercase):
         words = [f"{n} tokens{' in lower case' * lower}" for n, lower in (made, (tokens, lowercase))]
         raise ValueError(f"{path} was written for another release, with {words[0]}; this release has "

@@ -18,9 +18,9 @@ def load_pretrained(path, dtype=None, device="cpu", causal_time=None, release=No
     dtype defaults to float32 on a CPU and bfloat16 elsewhere. causal_time overrides whether RoPE knows that
     the first latent frame is one pixel frame (None: as the file says, SPEC 3.4). release, a name in RELEASES,
     says how to sample (None: as the file says, or the release of its name and networks), and what an official
-    file without metadata is. Needs the package safetensors; no code in a file is
-    executed. Raises ValueError, in one line, for tensors or fields that are missing, left over, misshapen or
-    unknown, and for broken files.
+    file without metadata is. Needs the package safetensors; no code in a file is executed. Raises ValueError,
+    in one line, for tensors or fields that are missing, left over, misshapen, unknown or not finite, for
+    broken files, and if a checksum in a file of minltx differs.
     """
     path, device = Path(path), pick_device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
@@ -30,14 +30,26 @@ def load_pretrained(path, dtype=None, device="cpu", causal_time=None, release=No
         config, blocks = diffusers.read_folder(path, release)
     else:
         config, blocks = official.read_header(path, release), None
+    where = {source: store.locate(source)
+             for source in ([path / "transformer", path / "vae"] if path.is_dir() else [path])}
+    check_size(config, sum(map(len, where.values())), path)
     model = empty_model(config, causal_time)
-    parts = [(network, known, store.locate(source), source)
+    parts = [(network, known, where[source], source)
              for network, known, source in parts_of(model, path, blocks)]
     for part in parts:
         store.check(*part)
     for part in parts:
         store.fill(*part, dtype, device)
     return model.eval()
+
+
+def check_size(config, tensors, path):
+    """Raises ValueError if a config asks for more blocks than a file with so many tensors can fill, unless
+    they are few."""
+    blocks = config.dit.depth + sum(args[0] if kind in ("res", "noisy") else 1 for kind, *args in
+                                    config.vae.encoder_blocks + config.vae.decoder_blocks)
+    if blocks > max(tensors, 100):
+        raise ValueError(f"{path}: its config asks for {blocks} blocks, and it holds {tensors} tensors")
 
 
 def empty_model(config, causal_time):
