@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -118,15 +117,15 @@ def test_a_run_that_is_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_
     """Of all nine: the second, that at the end of the first stage, and one in the middle of the second."""
     original = torch.save
 
-    def half(stored, path):
-        original(stored, path)
-        os.truncate(path, os.path.getsize(path) // 2)
+    def half(stored, file):
+        original(stored, file)
+        file.truncate(file.tell() // 2)
         raise Killed
 
     calls = []
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(torch, "save", lambda stored, path: calls.append(1) or (
-            half if len(calls) > save else original)(stored, path))
+        patch.setattr(torch, "save", lambda stored, file: calls.append(1) or (
+            half if len(calls) > save else original)(stored, file))
         run(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
     check_equal(tmp_path, run(tmp_path, "--resume"), whole)
