@@ -9,82 +9,80 @@ The toy's words are: a digit 0-9, a colour (red, green, blue, yellow, cyan, mage
 (left, right, up, down). Released weights take any prompt: embed it first with python -m minltx.pretrained.t5.
 """
 
+import math
 import sys
 
 import minltx.threads                                              # before torch: how threads wait
 import torch
 from tqdm import tqdm
 
-from minltx.command import Parser, parse_sizes, pick_device
+from minltx.command import (Parser, check_together, device_name, new_file, number, one_line, option_type,
+                            parse_sizes, pick_device, sizes, whole)
 from minltx.fast_cpu import accelerate
 from minltx.toy import load_toy
-from minltx.video.files import check_ending, load_clip, save_video
+from minltx.video.files import ENDINGS, check_ending, load_clip, save_video
 from minltx.video.tiles import HALO, check_tiles, use_tiles
 
 BATCH = 64  # prompts sampled at a time
-RANGES = {"steps": (1, 1000), "seed": (0, 2**31), "decode_t": (0, 1), "decode_noise": (0, 1),
-          "guidance": (0, 100), "fps": (0.001, 1000), "change": (0, 1), "stg": (0, 100)}
+RELEASED = ("text", "t5", "negative", "stg", "release", "dtype")     # options for released weights
 
 
 def options():
     parser = Parser(prog="sample.py", description=__doc__)
     add = parser.add_argument
-    add("prompts", nargs="+", metavar="PROMPT")
-    add("--out", default="sample.gif",
+    add("prompts", nargs="+", type=str, metavar="PROMPT")              # "" is the null caption
+    add("--out", type=new_file(*ENDINGS), default="sample.gif",
         help="a name that ends in .gif, .png (sheet), .npz or .mp4 (default: %(default)s)")
     add("--image", metavar="FILE", help="a picture to start from: image-to-video")
     add("--given", nargs="+", action="append", default=[], metavar=("FILE", "FRAME [STRENGTH]"),
         help="(after the prompts) a picture or clip (.png, .npz, .mp4 ...) that is given at this frame: a "
              "keyframe, or a clip to extend; strength 1 keeps it, below 1 it may change; may be repeated")
     add("--start", metavar="FILE", help="a clip to change: video-to-video")
-    add("--change", type=float, default=0.7, help="how much, 0 to 1, of --start (default: %(default)s)")
-    add("--steps", type=int, help="steps of the sampler (default: the model's)")
-    add("--guidance", type=float,
+    add("--change", type=number(0, 1), help="how much, 0 to 1, of --start (default: 0.7)")
+    add("--steps", type=whole(1, 1000), help="steps of the sampler (default: the model's)")
+    add("--guidance", type=number(0, 100),
         help="scale of classifier-free guidance; 1 turns it off (default: the model's)")
-    add("--seed", type=int, default=0, help="prompt number i takes seed + i (default: %(default)s)")
-    add("--frames", type=int, help="4k+1 for the shipped model, 8k+1 for the released; 1 is a picture "
-                                   "(default: the model's)")
-    add("--size", help="pixels, 32 or height x width, such as 32x48 (default: the model's)")
-    add("--fps", type=float, help="frames per second (default: the model's)")
-    add("--decode-t", type=float, help="the t that conditions the decoder (default: the model's, 0.05)")
-    add("--decode-noise", type=float, help="noise before decoding (default: the model's, 0.025)")
-    add("--tiles", metavar="FxHxW",
+    add("--seed", type=whole(0, 2**31), default=0, help="prompt number i takes seed + i (default: %(default)s)")
+    add("--frames", type=whole(1, 10**6),
+        help="4k+1 for the shipped model, 8k+1 for the released; 1 is a picture (default: the model's)")
+    add("--size", type=sides, help="pixels, 32 or height x width, such as 32x48 (default: the model's)")
+    add("--fps", type=number(0.001, 1000), help="frames per second (default: the model's)")
+    add("--decode-t", type=number(0, 1), help="the t that conditions the decoder (default: the model's, 0.05)")
+    add("--decode-noise", type=number(0, 1), help="noise before decoding (default: the model's, 0.025)")
+    add("--tiles", metavar="FxHxW", type=sizes(("latent frames", "rows", "columns"), "8x16x16"),
         help="decode in tiles of this many latent frames x rows x columns, such as 8x16x16: slower, with "
              "less memory (default: all at once)")
-    add("--halo", type=int, default=HALO,
+    add("--halo", type=whole(0, 1000),
         help="with --tiles: how many latents around a tile are decoded with it; more is closer to the whole "
-             "decode (default: %(default)s)")
+             f"decode (default: {HALO})")
     add("--checkpoint", help="model.pt of a training run (default: the shipped one)")
     add("--weights", metavar="FILE_OR_FOLDER",
         help="released weights: an official .safetensors file, or a diffusers folder")
     add("--text", metavar="FILE", help="with --weights: the prompts' embeddings, from minltx.pretrained.t5")
     add("--t5", metavar="FOLDER", help="with --weights, instead of --text: T5 itself")
-    add("--negative", help="with --weights: the prompt to steer away from (default: the released one)")
-    add("--stg", type=float,
+    add("--negative", type=str, help="with --weights: the prompt to steer away from (default: the released one)")
+    add("--stg", type=number(0, 100),
         help="with --weights: scale of spatio-temporal guidance; 0 turns it off (default: the release's)")
     add("--release", help="with --weights that do not say what they are: 0.9.0, 0.9.1, 0.9.5, 0.9.6-dev ...")
     add("--dtype", choices=("float32", "bfloat16"), help="with --weights (default: bfloat16 on a GPU)")
-    add("--device", help="cpu, cuda or mps (default: cuda if there is one)")
+    add("--device", type=device_name, help="cpu, cuda or mps (default: cuda if there is one)")
     return parser
 
 
+@option_type
+def sides(text):
+    """"32" -> (32,), "32x48" -> (32, 48)."""
+    names = ("height", "width") if "x" in text.lower() else ("side",)
+    return parse_sizes(text, names, "32 or 32x48")
+
+
 def check_options(args):
-    """Raises ValueError for everything that can be wrong before a model is loaded; parses the sizes."""
+    """Raises ValueError for options that need or exclude another one."""
     check_ending(args.out)
-    for name, (low, high) in RANGES.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"--{name.replace('_', '-')} {value} is out of range: use {low} to {high}")
-    for name in ("text", "t5", "negative", "stg", "release", "dtype"):
-        if getattr(args, name) is not None and not args.weights:
-            raise ValueError(f"--{name} is for released weights: add --weights, or leave it out")
-    if args.weights and args.checkpoint:
-        raise ValueError("--weights and --checkpoint are two models: give one")
-    if args.size:
-        names = ("height", "width") if "x" in args.size.lower() else ("side",)
-        args.size = parse_sizes(args.size, names, "32 or 32x48")
-    if args.tiles:
-        args.tiles = parse_sizes(args.tiles, ("latent frames", "rows", "columns"), "8x16x16")
+    check_together(args, [*((name, ["weights"], "for released weights") for name in RELEASED),
+                          ("change", ["start"], "for a clip to change"), ("halo", ["tiles"], "for tiles")],
+                   [("weights", "checkpoint", "are two models"),
+                    ("text", "t5", "are two sources of embeddings")])
 
 
 def load_model(args, device):
@@ -130,16 +128,22 @@ def sample(args):
     vae.latent_shape(*size)                                   # raises ValueError before files are read
     how["conditions"] = given_clips(args, *size[1:])
     if args.start:
-        how |= {"start": load_clip(args.start, *size[1:]), "change": args.change}
+        how |= {"start": load_clip(args.start, *size[1:]), "change": 0.7 if args.change is None else args.change}
         frames = how["start"].shape[2]
         if args.frames not in (None, frames):
             raise ValueError(f"{args.start} has {frames} frames, not {args.frames}: leave out --frames")
         size = (frames, *size[1:])
     grid = vae.latent_shape(*size)[1:]
     if args.tiles:
-        check_tiles(vae.config, grid, args.tiles, args.halo)
-        use_tiles(vae, args.tiles, args.halo)
+        halo = HALO if args.halo is None else args.halo
+        check_tiles(vae.config, grid, args.tiles, halo)
+        use_tiles(vae, args.tiles, halo)
     seeds, videos, each = [args.seed + i for i in range(len(args.prompts))], [], 1 if args.weights else BATCH
+    if math.prod(size) > 4 * math.prod(defaults["size"]):
+        from minltx.bench.forecast import check_sampling       # seconds of estimating, for large videos only
+
+        steps = how.get("steps", defaults["steps"])
+        check_sampling(getattr(model, "model", model).dit, vae, size, min(each, len(seeds)), steps, args.tiles)
     for i in range(0, len(seeds), each):
         videos.append(model.generate(args.prompts[i : i + each], seeds[i : i + each], size=size,
                                      progress=progress_bar, **how))
@@ -148,12 +152,10 @@ def sample(args):
 
 
 def main(argv=None):
-    args = options().parse_args(argv)
-    try:
+    parser = options()
+    args = parser.parse_args(argv)
+    with one_line(parser):
         sample(args)
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:   # RuntimeError: torch's out of memory
-        print(f"sample.py: {str(error).splitlines()[0] if str(error) else 'out of memory'}", file=sys.stderr)
-        return 2
     return 0
 
 

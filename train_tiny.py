@@ -15,7 +15,7 @@ from pathlib import Path
 import minltx.threads                                              # before torch: how threads wait
 import torch
 
-from minltx.command import Parser, pick_device
+from minltx.command import BUDGET, COUNT, SEED, Parser, device_name, new_folder, pick_device
 from minltx.evaluation.report import judge, table, write_report
 from minltx.toy.data import load_digits
 from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint
@@ -70,15 +70,16 @@ def arguments():
     parser = Parser(prog="train_tiny.py", description=__doc__, epilog="Your own clips, several GPUs, other "
                     "optimisers and precisions, a single stage: python -m minltx.training --help")
     add = parser.add_argument
-    add("--out", default="runs/toy", help="folder for checkpoint, videos and report (default: %(default)s)")
+    add("--out", type=new_folder, default="runs/toy",
+        help="folder for checkpoint, videos and report (default: %(default)s)")
     add("--digits", default="drawn", help="drawn, mnist (download) or a folder of IDX files")
     add("--world", choices=("black", "texture"), default="black", help="what the digits move over")
     add("--photos", metavar="FOLDER", help="with --world texture: your photographs instead of matplotlib's")
     add("--preset", choices=("toy", "large", "short"), default="toy")
-    add("--budget", type=float, default=1.0, help="train for this many times the steps (default: 1)")
-    add("--seed", type=int, default=0)
-    add("--prompts", type=int, default=200, help="held-out prompts to judge by (default: %(default)s)")
-    add("--device", help="cpu, cuda or mps (default: cuda if there is one)")
+    add("--budget", type=BUDGET, default=1.0, help="train for this many times the steps (default: 1)")
+    add("--seed", type=SEED, default=0)
+    add("--prompts", type=COUNT, default=200, help="held-out prompts to judge by (default: %(default)s)")
+    add("--device", type=device_name, help="cpu, cuda or mps (default: cuda if there is one)")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
     return parser
 
@@ -86,8 +87,6 @@ def arguments():
 def main(argv=None):
     parser = arguments()
     args = parser.parse_args(argv)
-    if args.prompts < 1 or not 0 <= args.seed < 2**32:
-        parser.error("--prompts must be at least 1, and --seed from 0 to 4294967295")
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
     with one_line(parser):
         return train(args, shlex.join(["python", "train_tiny.py", *words]))

@@ -316,10 +316,10 @@ def test_killing_the_runner_and_starting_it_again_gives_the_same_table(tmp_path)
 
 
 def test_mistakes_are_reported_before_anything_is_trained(tmp_path, capsys):
-    for options, message in (([], "name a switch"), (["rope", "--seeds", "0"], "must be positive"),
+    for options, message in (([], "name a switch"), (["rope", "--seeds", "0"], "use 1 to 1000"),
                              (["nothing"], "is not a switch"),
                              (["times=uniform,logit-normal", "coordinates", "--grid", "--prompts", "1"],
-                              "--prompts at least 2"),
+                              "1 is out of range: use 2 to 100000"),
                              (["model.dit.heads=4,7"], "model.dit.heads = 7 cannot be trained: ")):
         with pytest.raises(SystemExit) as stop:
             ablation.main([*options, "--out", str(tmp_path / "out")])

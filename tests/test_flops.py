@@ -158,7 +158,7 @@ def test_t5():
 def test_the_command(capsys, monkeypatch):
     monkeypatch.setattr(flops, "DiTConfig", lambda: DITS["narrow"])
     monkeypatch.setattr(flops, "VAEConfig", lambda: TOY.model.vae)
-    flops.main()
+    flops.main([])
     shown, tokens = capsys.readouterr().out, 31 * 64 * 96
     assert f"transformer, {tokens:,} tokens and 256 words" in shown and "  self-attention, q k v out" in shown
     assert f"{flops.dit_flops(DITS['narrow'], tokens, 256) / 1e12:.3f} TFLOP" in shown

@@ -227,10 +227,10 @@ def test_errors_of_several_processes_name_the_fix(tmp_path, monkeypatch):
         Run(tmp_path, ToyModel(SMALL.model), SMALL, 0, "drawn", replace(CPU, size=4))
 
 
-@pytest.mark.parametrize("option, value, says", [("--micro-batches", "0", "at least 1"),
-                                                 ("--token-drop", "1.0", "below 1"),
-                                                 ("--prompts", "0", "--prompts must be at least 1"),
-                                                 ("--budget", "-1", "use a number above 0"),
+@pytest.mark.parametrize("option, value, says", [("--micro-batches", "0", "use 1 to 100000"),
+                                                 ("--token-drop", "1.0", "use 0 to 0.99"),
+                                                 ("--prompts", "0", "use 1 to 100000"),
+                                                 ("--budget", "-1", "use 0.0001 to 999"),
                                                  ("--preset", "2b", "give --clips FOLDER"),
                                                  ("--clips", "nowhere", "there is no folder nowhere"),
                                                  ("--parallel", "fsdp", "start them with torchrun")])

@@ -698,6 +698,8 @@ def test_mistakes_with_weights_get_one_line(tiny_files, tmp_path, capsys, monkey
     save_embeddings("short", ["a ship", NEGATIVE], torch.zeros(2, 2, 32), torch.ones(2, 2))
     save_embeddings("right", ["a ship", NEGATIVE], torch.zeros(2, 2, 32), torch.ones(2, 2), tokens=256)
     options = ["words" if option == "WORDS" else option for option in options]
-    assert sample.main(["a ship", "--weights", str(tiny_files / "ltx.safetensors"), *options]) == 2
+    with pytest.raises(SystemExit) as stop:
+        sample.main(["a ship", "--weights", str(tiny_files / "ltx.safetensors"), *options])
+    assert stop.value.code == 2
     error = capsys.readouterr().err.strip()
     assert says in error and "\n" not in error

@@ -151,7 +151,7 @@ def broken_checkpoint(tmp_path, kind):
     (["a red 7 moving left and a blue 3 moving up"], "more than 1 digit"),
     (["a <pad> 7"], "unknown word '<pad>'"),
     (["a red 7 moving left", "--frames", "10"], "9 or 13"),
-    (["a red 7 moving left", "--frames", "0"], "1 or 5"),
+    (["a red 7 moving left", "--frames", "0"], "use 1 to 1000000"),
     (["a red 7 moving left", "--size", "30"], "24 or 32"),
     (["a red 7 moving left", "--size", "big"], "'big' is not understood"),
     (["a red 7 moving left", "--steps", "0"], "use 1 to 1000"),
@@ -198,7 +198,9 @@ def test_every_mistake_gets_one_line_and_exit_code_2(tmp_path, capsys, monkeypat
 
 def test_mp4_without_its_package_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "av", None)
-    assert sample.main(["a red 7 moving left", "--out", str(tmp_path / "a.mp4")]) == 2
+    with pytest.raises(SystemExit) as stop:
+        sample.main(["a red 7 moving left", "--out", str(tmp_path / "a.mp4")])
+    assert stop.value.code == 2
     assert "pip install av" in capsys.readouterr().err
 
 

@@ -167,8 +167,9 @@ def test_sample_py_decodes_in_tiles(tmp_path, capsys):
     rough = run("rough.npz", "--tiles", "3X3X2", "--halo", "1")
     assert whole.shape == exact.shape == (1, 17, 32, 40, 3)
     assert abs(whole - exact).max() <= 1 and 1 < abs(whole - rough).max()
-    for option in ("3x3", "3x0x3", "3x3x-1", "all"):
-        assert sample.main(["a red 7 moving left", "--tiles", option]) == 2
-        assert "latent frames x rows x columns" in capsys.readouterr().err
-    assert sample.main(["a red 7 moving left", "--tiles", "2x4x4", "--halo", "0"]) == 2
-    assert "use 1 or more" in capsys.readouterr().err
+    for options, says in ((["3x3"], "latent frames x rows x columns"), (["3x0x3"], "such as 8x16x16"),
+                          (["3x3x-1"], "such as 8x16x16"), (["all"], "such as 8x16x16"),
+                          (["2x4x4", "--halo", "0"], "use 1 or more")):
+        with pytest.raises(SystemExit) as stop:
+            sample.main(["a red 7 moving left", "--tiles", *options])
+        assert stop.value.code == 2 and says in capsys.readouterr().err

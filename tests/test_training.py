@@ -164,9 +164,9 @@ def test_other_options_and_old_folders_are_refused(small, tmp_path, monkeypatch,
         Run(tmp_path, wider, SMALL, 0, "drawn", resume=True)
 
 
-@pytest.mark.parametrize("options, says", [(["--prompts", "0"], "--prompts must be at least 1"),
-                                           (["--seed", "-1"], "from 0 to 4294967295"),
-                                           (["--budget", "0"], "use a number above 0"),
+@pytest.mark.parametrize("options, says", [(["--prompts", "0"], "argument --prompts: 0 is out of range"),
+                                           (["--seed", "-1"], "use 0 to 4294967295"),
+                                           (["--budget", "0"], "use 0.0001 to 999"),
                                            (["--clips", "FOLDER"], "unrecognized arguments: --clips FOLDER"),
                                            (["--parallel", "fsdp"], "unrecognized arguments"),
                                            (["--device", "nowhere"], "use cpu")])

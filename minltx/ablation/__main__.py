@@ -31,7 +31,7 @@ from minltx.ablation.ideas import Idea, combine, explain, identity, identity_in,
 from minltx.ablation.runner import seconds, steps_of, train, train_and_judge
 from minltx.ablation.switches import LENGTH, SWITCHES, parse_switch
 from minltx.ablation.verdicts import folder_of, write_tables
-from minltx.command import Parser
+from minltx.command import BUDGET, Parser, check_together, device_name, new_folder, number, one_line, whole
 from minltx.evaluation.digits import train_classifier
 from minltx.files import put_in_place, write_torch
 from minltx.toy.data import MovingDigits, draw_digits, load_digits
@@ -85,7 +85,7 @@ def prepare(args, out, stages):
     if stages & {"dit", "decoder"} and not model.exists() and not args.model:
         print("training a whole short toy, once: the runs share its VAE", flush=True)
         spec = {"stage": "both", "seed": 0, "digits": args.digits, "device": args.device}
-        run, _ = train(Idea(), scaled(SHORT, args.shared_budget), spec, out / "shared")
+        run, _ = train(Idea(), scaled(SHORT, args.shared_budget or 1.0), spec, out / "shared")
         save_checkpoint(model, run.model, half=True)
     return {"prompts": args.prompts, "digits": args.digits, "device": args.device,
             "classifier": str(classifier.resolve()), "model": str(model.resolve()),
@@ -97,7 +97,7 @@ def calibrate(args, out, stages):
     --minutes, the default's steps are timed once; the answer is stored, so that a resumed ablation trains the
     same."""
     if args.minutes is None:
-        return {stage: args.budget * LENGTH[stage] for stage in stages}
+        return {stage: (args.budget or 1.0) * LENGTH[stage] for stage in stages}
     path = out / "budget.json"
     budget = json.loads(path.read_text()) if path.exists() else {}
     digits, threads = load_digits(args.digits, 0)[0], torch.get_num_threads()
@@ -209,17 +209,17 @@ def options():
     add("--list", action="store_true", help="show the switches and their levels")
     add("--all", action="store_true", help="all switches of the list")
     add("--grid", action="store_true", help="all combinations instead of one factor at a time")
-    add("--seeds", type=int, default=3, help="seeds 0, 1, ... (default: %(default)s)")
-    add("--minutes", type=float, help="training time of a default run; measured once, then stored")
-    add("--budget", type=float, default=1.0, help="or: times the usual length of a run (default: 1)")
-    add("--shared-budget", type=float, default=1.0, help="the same for the shared model (default: 1)")
-    add("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: 1)")
-    add("--prompts", type=int, default=100, help="held-out prompts to judge by (default: %(default)s)")
+    add("--seeds", type=whole(1, 1000), default=3, help="seeds 0, 1, ... (default: %(default)s)")
+    add("--minutes", type=number(0.01, 10_000), help="training time of a default run; measured once, then stored")
+    add("--budget", type=BUDGET, help="or: times the usual length of a run (default: 1)")
+    add("--shared-budget", type=BUDGET, help="the same for the shared model (default: 1)")
+    add("--jobs", type=whole(1, 256), default=1, help="runs at a time; they share the cores (default: 1)")
+    add("--prompts", type=whole(2, 100_000), default=100, help="held-out prompts to judge by (default: %(default)s)")
     add("--digits", default="drawn", help="drawn, mnist or a folder of IDX files")
     add("--model", metavar="FILE", help="a short toy's model.pt to share, instead of training one")
-    add("--device", help="cpu, cuda or mps")
-    add("--out", default="runs/ablation", help="folder for everything (default: %(default)s)")
-    add("--keep", metavar="FOLDER", help="copy tables, plots and reports to this folder in the end")
+    add("--device", type=device_name, help="cpu, cuda or mps")
+    add("--out", type=new_folder, default="runs/ablation", help="folder for everything (default: %(default)s)")
+    add("--keep", metavar="FOLDER", type=new_folder, help="copy tables, plots and reports to this folder in the end")
     add("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     return parser
 
@@ -229,8 +229,10 @@ def ablate(args, command):
     asked = list(SWITCHES) if args.all else args.switches
     if not asked:
         raise ValueError(f"name a switch: {', '.join(SWITCHES)}; or --all, or --list")
-    if args.seeds < 1 or args.jobs < 1 or args.prompts < 2 or (args.minutes or 1) <= 0:
-        raise ValueError("--seeds, --jobs and --minutes must be positive, --prompts at least 2")
+    if args.all and args.switches:
+        raise ValueError("--all is all switches: leave out the names, or --all")
+    check_together(args, excludes=[("minutes", "budget", "are two lengths of a run"),
+                                   ("model", "shared_budget", "are two ways to a shared model")])
     switches, out = dict(parse_switch(text) for text in asked), Path(args.out)
     rows, runs = plan(switches, args.seeds, args.grid)
     try_all(rows)
@@ -248,13 +250,9 @@ def main(argv=None):
         for name, switch in SWITCHES.items():
             print(f"{name:16} {switch.stage:8} {', '.join(switch.levels)}\n{'':25} {switch.claim}")
         return None
-    try:
-        words = sys.argv[1:] if argv is None else argv
+    words = sys.argv[1:] if argv is None else argv
+    with one_line(parser, "stopped; the same command goes on"):
         return ablate(args, shlex.join(["python", "-m", "minltx.ablation", *words]))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        parser.exit(130, "\nstopped; the same command goes on\n")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from minltx.bench.diffusers import COMPARED, import_diffusers
 from minltx.bench.parts import PARTS, PRESETS, Setup, latent_grid
 from minltx.bench.report import measure, table
 from minltx.bench.timing import ATTENTIONS
-from minltx.command import Parser, hardware, parse_sizes, pick_device
+from minltx.command import (BUDGET, SEED, Parser, check_together, device_name, hardware, new_file, new_folder,
+                            number, one_line, pick_device, sizes, whole)
 from minltx.files import put_in_place
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -59,42 +60,40 @@ def chosen(text, known, option):
 
 
 def options():
-    parser = Parser(prog="minltx.bench", description=__doc__)
+    parser = Parser(prog="python -m minltx.bench", description=__doc__)
     add = parser.add_argument
     add("--config", choices=PRESETS, default="toy", help="(default: %(default)s)")
-    add("--size", metavar="FxHxW", help="pixels (default: the config's, one for each network)")
+    add("--size", metavar="FxHxW", type=sizes(example="41x512x512"), help="pixels (default: the config's, one for each network)")
     add("--parts", help=f"some of {','.join(PARTS)} (default: all that can be compared)")
     add("--against", choices=["diffusers", "plain"], help="what to compare with, see above")
-    add("--device", help="cpu or cuda (default: cuda if there is one)")
+    add("--device", type=device_name, help="cpu or cuda (default: cuda if there is one)")
     add("--dtype", choices=DTYPES, help="(default: the config's)")
-    add("--steps", type=int, default=8, help="of the sampler (default: %(default)s)")
-    add("--guidance", type=float, default=1.0, help="1: off (default: %(default)s)")
+    add("--steps", type=whole(1, 1000), help="of the sampler (default: 8)")
+    add("--guidance", type=number(0, 100), help="1: off (default: 1)")
     add("--compile", action="store_true", help="torch.compile, block by block")
-    add("--attention", choices=["auto", *ATTENTIONS], default="auto",
+    add("--attention", choices=["auto", *ATTENTIONS],
         help="the kernel to prefer (default: torch chooses)")
     add("--checkpoint-activations", action="store_true", help="in the training step")
-    add("--repeats", type=int, default=7, help="(default: %(default)s)")
-    add("--seed", type=int, default=0)
-    add("--out", metavar="FILE.json", help="write the report here")
-    add("--headline", metavar="FOLDER", help="instead: all figures of a device, see minltx/bench/headline.py")
+    add("--repeats", type=whole(1, 1000), default=7, help="(default: %(default)s)")
+    add("--seed", type=SEED, default=0)
+    add("--out", metavar="FILE.json", type=new_file(".json"), help="write the report here")
+    add("--headline", metavar="FOLDER", type=new_folder, help="instead: all figures of a device, see minltx/bench/headline.py")
     add("--items", help="of the headline (default: all)")
-    add("--toy-budget", type=float, default=1.0, help="of the headline's training (default: %(default)s)")
+    add("--toy-budget", type=BUDGET, help="of the headline's training (default: 1)")
     return parser
 
 
 def setup_from(args):
-    """The command line -> Setup. Raises ValueError for sizes, counts and parts that are not possible."""
-    if args.repeats < 1 or args.steps < 1:
-        raise ValueError("--repeats and --steps must be at least 1")
+    """The command line -> Setup. Raises ValueError for sizes and devices that are not possible."""
     device, preset = pick_device(args.device), PRESETS[args.config]
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the benchmark cannot time the device {device.type}: use cpu or cuda")
     if device.index is not None:
         torch.cuda.set_device(device)       # whose events are to be recorded
     if args.size:
-        size = parse_sizes(args.size, example="41x512x512")
-        preset = replace(preset, dit_size=size, vae_size=size)
-    setup = Setup(preset, device, DTYPES[args.dtype or preset.dtype], args.seed, args.steps, args.guidance,
+        preset = replace(preset, dit_size=args.size, vae_size=args.size)
+    setup = Setup(preset, device, DTYPES[args.dtype or preset.dtype], args.seed, args.steps or 8,
+                  1.0 if args.guidance is None else args.guidance,
                   args.compile, args.checkpoint_activations)
     for size in (preset.dit_size, preset.vae_size):
         latent_grid(setup, size)
@@ -107,17 +106,15 @@ def bench(args, command):
     names = chosen(args.parts or ",".join(possible), possible, "--parts")
     if args.against == "diffusers":
         import_diffusers()
-    if args.out and Path(args.out).suffix != ".json":
-        raise ValueError(f"--out {args.out} is a report: use a name that ends in .json")
     preset = setup.preset
     report = {"command": command, "hardware": hardware(setup.device), "config": args.config,
               "size": {"dit": preset.dit_size, "vae": preset.vae_size,
                        "latent": latent_grid(setup, preset.dit_size)},
               "seed": args.seed, "device": setup.device.type,
               "dtype": str(setup.dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-              "compile": args.compile, "attention": args.attention, "repeats": args.repeats,
+              "compile": args.compile, "attention": args.attention or "auto", "repeats": args.repeats,
               "against": args.against, "versions": versions(),
-              **measure(setup, names, args.attention, args.repeats, args.against)}
+              **measure(setup, names, args.attention or "auto", args.repeats, args.against)}
     print(table(report))
     if args.out:
         put_in_place(args.out, lambda part: part.write_text(json.dumps(report, indent=1) + "\n"))
@@ -128,13 +125,16 @@ def main(argv=None):
     parser = options()
     args = parser.parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
-    try:
+    with one_line(parser):
+        check_together(args, [(name, ["headline"], "for all figures of a device") for name in
+                              ("items", "toy_budget")],
+                       [("headline", name, "do not fit: a headline's items have their own") for name in
+                        ("parts", "against", "steps", "guidance", "compile", "attention",
+                         "checkpoint_activations", "out")])
         if args.headline:
             names = chosen(args.items, headline.ALL, "--items") if args.items else headline.ALL
             return headline.run(args, names)
         return bench(args, shlex.join(["python", "-m", "minltx.bench", *words]))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

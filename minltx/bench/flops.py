@@ -21,6 +21,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from minltx.command import Parser
 from minltx.dit import DiT, DiTConfig
 from minltx.training.memory import dit_inputs, on_meta
 from minltx.vae import VAEConfig, VideoVAE
@@ -98,8 +99,9 @@ def t5_flops(tokens, width=4096, layers=24, heads=64, head_width=64, hidden=1024
     return layers * 2 * tokens * (4 * width * inner + 2 * tokens * inner + 3 * width * hidden)
 
 
-def main():
+def main(argv=None):
     """Print the released model's figures."""
+    Parser(prog="python -m minltx.bench.flops", description=__doc__).parse_args(argv)
     dit, vae, size, words = DiTConfig(), VAEConfig(), (121, 512, 768), 256
     tokens = math.prod(on_meta(VideoVAE, vae).latent_shape(*size)[1:])
     rows = {f"transformer, {tokens:,} tokens and {words} words": dit_flops(dit, tokens, words),

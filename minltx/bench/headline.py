@@ -46,12 +46,12 @@ def command_of(name, args, folder):
 
     def given(*options):
         return [word for option in options if (value := getattr(args, option)) is not None
-                for word in (f"--{option}", str(value))]
+                for word in (f"--{option}", "x".join(map(str, value)) if option == "size" else str(value))]
 
     if name == "toy":
         again = ["--resume"] if (folder / "toy" / "checkpoint.pt").exists() else []
         return [sys.executable, "-m", "minltx.training", *given("device", "seed"), "--budget",
-                str(args.toy_budget), "--out", str(folder / "toy"), *again]
+                str(args.toy_budget or 1.0), "--out", str(folder / "toy"), *again]
     options = given("config", "size", "dtype", "device", "repeats", "seed")
     return [sys.executable, "-m", "minltx.bench", *options, *shlex.split(ITEMS[name]),
             "--out", str(folder / f"{name}.json")]

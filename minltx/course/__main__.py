@@ -28,7 +28,7 @@ try:
 except ImportError as error:
     raise SystemExit(f"python -m minltx.course needs Jupyter ({error}): pip install jupyter") from None
 
-from minltx.command import Parser
+from minltx.command import Parser, new_folder, number, one_line, printable
 from minltx.course.alone import run_alone
 from minltx.course.checks import CHECKS
 from minltx.files import put_in_place
@@ -280,10 +280,6 @@ def write_grades(results, out):
     write_table(out / "grades.csv", [["file", "assignment", "points", "of", *tasks], *rows])
 
 
-def printable(text):
-    """The same in one line, with escapes for characters that a terminal or a file may not take."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
 
 def print_grade(result):
     lines = [f"{result['points']:3}/{result['of']:<3} {printable(result['file'])}"]
@@ -294,21 +290,27 @@ def print_grade(result):
     print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
-def main(argv=None):
+def options():
     parser = Parser(prog="python -m minltx.course", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("build", help="write student versions and a table of points")
-    one.add_argument("--source", default=SOURCES, help="folder of the assignments (default: minltx's own)")
-    one.add_argument("--out", default="student", help="default: %(default)s")
+    one.add_argument("--source", default=str(SOURCES), help="folder of the assignments (default: minltx's own)")
+    one.add_argument("--out", type=new_folder, default="student", help="default: %(default)s")
     two = commands.add_parser("grade", help="grade a submission, or a folder of submissions")
     two.add_argument("path", help="a notebook or a folder")
-    two.add_argument("--out", default="grades", help="default: %(default)s")
-    two.add_argument("--cell-seconds", type=float, default=20.0, help="for a cell (default: %(default)s)")
-    two.add_argument("--seconds", type=float, default=120.0,
+    two.add_argument("--out", type=new_folder, default="grades", help="default: %(default)s")
+    two.add_argument("--cell-seconds", type=number(0.1, 86400), default=20.0,
+                     help="for a cell (default: %(default)s)")
+    two.add_argument("--seconds", type=number(0.1, 86400), default=120.0,
                      help="for a notebook; if it takes longer, it is run again without the cell that was "
                           "running (default: %(default)s)")
+    return parser
+
+
+def main(argv=None):
+    parser = options()
     args = parser.parse_args(argv)
-    try:
+    with one_line(parser, "stopped; the grades so far are written"):
         if args.command == "build":
             rows = build(args.source, args.out)
             for assignment, task, name, points in rows:
@@ -316,8 +318,6 @@ def main(argv=None):
             print(f"{sum(points for *_, points in rows)} points; the notebooks are in {args.out}")
         else:
             grade_all(args.path, args.out, (args.cell_seconds, args.seconds))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from minltx.command import Parser
+from minltx.command import SEED, Parser, new_file, one_line, whole
 from minltx.evaluation.digits import brightness, centres, classifier_for, judge_clips
 from minltx.evaluation.metrics import psnr
 from minltx.evaluation.report import reconstruct
@@ -133,18 +133,28 @@ def set_up(checkpoint, count, seed):
     return Experiment(model, held_out, classifier_for(training, seed), clips, scenes)
 
 
-def main(argv=None):
+def options():
     parser = Parser(prog="python -m minltx.evaluation.conditions", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--checkpoint", default=str(SHIPPED), help="(default: the shipped toy)")
-    add("--clips", type=int, default=100, help="held-out clips (default: %(default)s)")
-    add("--seed", type=int, default=0)
-    add("--out", default="conditions.json", help="figures; examples go to a .png (default: %(default)s)")
+    add("--clips", type=whole(2, 10_000), default=100, help="held-out clips (default: %(default)s)")
+    add("--seed", type=SEED, default=0)
+    add("--out", type=new_file(".json"), default="conditions.json",
+        help="figures; examples go to a .png (default: %(default)s)")
+    return parser
+
+
+def main(argv=None):
+    parser = options()
     args = parser.parse_args(argv)
-    try:
-        experiment = set_up(args.checkpoint, args.clips, args.seed)
-    except ValueError as error:
-        parser.error(str(error))
+    with one_line(parser):
+        compare(args)
+    return 0
+
+
+def compare(args):
+    """Measure, print and write."""
+    experiment = set_up(args.checkpoint, args.clips, args.seed)
     rows, videos = measure(experiment)
     command = read_checkpoint(args.checkpoint).get("command")
     report = {"command": command, "clips": args.clips, "seed": args.seed, "rows": rows}
@@ -152,7 +162,6 @@ def main(argv=None):
     sheet, labels = torch.cat([video[:2] for video in videos.values()]), [n for n in videos for _ in range(2)]
     save_video(Path(args.out).with_suffix(".png"), sheet, labels)
     print(json.dumps(rows, indent=1))
-    return 0
 
 
 if __name__ == "__main__":

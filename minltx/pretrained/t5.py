@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from minltx.caption_files import captions_in
-from minltx.command import Parser, pick_device
+from minltx.command import Parser, device_name, new_file, one_line, pick_device
 from minltx.pretrained import store
 from minltx.pretrained.fields import Fields
 from minltx.pretrained.releases import NEGATIVE, RELEASES
@@ -97,19 +97,24 @@ def load_embeddings(path, prompts=None, tokens=None, lowercase=None):
     return text[rows], mask[rows], [known[row] for row in rows]
 
 
-def main(argv=None):
-    parser = Parser(prog="minltx.pretrained.t5", description=__doc__)
+def options():
+    parser = Parser(prog="python -m minltx.pretrained.t5", description=__doc__)
     add = parser.add_argument
     add("folder", help="holds text_encoder/ and tokenizer/")
-    add("prompts", nargs="*", metavar="PROMPT")
+    add("prompts", nargs="*", type=str, metavar="PROMPT")
     add("--clips", metavar="FOLDER", help="also embed the captions of these clips, and the null caption")
-    add("--out", default="words.safetensors", help="(default: %(default)s)")
+    add("--out", type=new_file(".safetensors"), default="words.safetensors", help="(default: %(default)s)")
     add("--release", choices=RELEASES, default="0.9.5", help="decides length and case (default: %(default)s)")
-    add("--negative", default=NEGATIVE, help="stored too, for guidance (default: %(default)s)")
-    add("--device", default="cpu")
+    add("--negative", type=str, default=NEGATIVE, help="stored too, for guidance (default: %(default)s)")
+    add("--device", type=device_name, default="cpu")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    return parser
+
+
+def main(argv=None):
+    parser = options()
     args = parser.parse_args(argv)
-    try:
+    with one_line(parser):
         sampling = RELEASES[args.release].sampling
         if not args.prompts and not args.clips:
             raise ValueError("there is nothing to embed: give prompts, or --clips FOLDER")
@@ -120,8 +125,6 @@ def main(argv=None):
                  for i in range(0, len(prompts), 16)]
         text, mask = map(torch.cat, zip(*parts))
         save_embeddings(args.out, prompts, text, mask, sampling.text_tokens, sampling.lowercase)
-    except (ValueError, OSError, RuntimeError) as error:
-        parser.error(str(error).splitlines()[0])
     print(f"{args.out}: {len(prompts)} prompts of {text.shape[1]} tokens")
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 import minltx.threads                                              # before torch: how threads wait
 import torch
 
-from minltx.command import Parser, pick_device
+from minltx.command import (BUDGET, COUNT, SEED, Parser, check_together, device_name, new_file, new_folder,
+                            number, pick_device)
 from minltx.dit import DiT
 from minltx.evaluation.report import judge, table, write_report
 from minltx.toy.captions import StoredText, tokenize
@@ -41,15 +42,16 @@ from minltx.video.clips import open_folder, parse_buckets
 # --- Settings and data ------------------------------------------------------------------------------------
 
 def settings_of(args):
-    """The preset, with the command line's changes. Raises ValueError for values out of range."""
+    """The preset, with the command line's changes. Raises ValueError for options that do not fit together."""
+    check_together(args, [(name, ["clips"], "for a folder of clips") for name in ("buckets", "text")],
+                   [("vae", "weights", "are two sources of the autoencoder"),
+                    ("only", "vae", "leave nothing to train"), ("only", "weights", "leave nothing to train"),
+                    ("only", "token_drop", "do not fit: that is for the transformer"),
+                    ("clips", "digits", "are two sources of data")])
     settings = scaled(PRESETS[args.preset], args.budget)
     for name in ("micro_batches", "precision", "optimizer", "token_drop"):
         if getattr(args, name) is not None:
             settings = replace(settings, **{name: getattr(args, name)})
-    if args.prompts < 1 or not 0 <= args.seed < 2**32:
-        raise ValueError("--prompts must be at least 1, and --seed from 0 to 4294967295")
-    if settings.micro_batches < 1 or not 0 <= settings.token_drop < 1:
-        raise ValueError("--micro-batches must be at least 1, and --token-drop from 0 to below 1")
     if settings.model.data.digits == 0 and not args.clips:
         raise ValueError(f"the preset {args.preset} is trained on your clips: give --clips FOLDER, and "
                          "--text FILE with the embeddings of their captions")
@@ -69,7 +71,7 @@ class Data:
 
 def digits_data(args, settings):
     """Moving digits."""
-    digits, other_digits = load_digits(args.digits, args.seed)
+    digits, other_digits = load_digits(args.digits or "drawn", args.seed)
     data = MovingDigits(*digits, settings.model.data)
     held_out = MovingDigits(*other_digits, settings.model.data)
     return Data([data], clip_variants(data, *digits, settings), held_out)
@@ -122,7 +124,9 @@ def take_weights(model, path):
 
 
 def estimate_memory(settings, world, args):
-    """What each stage will hold, with the network that it does not train, as lines for a terminal."""
+    """What each stage will hold, with the network that it does not train, as lines for a terminal.
+
+    Raises ValueError, with the figure, if that does not fit in the device's memory."""
     size, dit, stages = settings.model.data.clip_shape, settings.model.dit, {}
     tokens = math.prod(-(-n // s) for n, s in zip(size, dit.stride))
     plan = {"precision": settings.precision, "optimizer": settings.optimizer, "parallel": world.parallel,
@@ -139,6 +143,8 @@ def estimate_memory(settings, world, args):
             **memory.estimate_dit(dit, tokens, words, times=tokens, batch=settings.dit_batch, **plan),
             "weights of the autoencoder": memory.weights_of(VideoVAE, settings.model.vae)}
     limit = memory.device_memory(world.device)
+    for name, stage in stages.items():
+        memory.refuse(f"training {name}", sum(stage.values()), limit)
     return "\n".join(f"memory to train {name}, estimated, for each process:\n{memory.table(stage, limit)}"
                      for name, stage in stages.items())
 
@@ -155,14 +161,13 @@ def train(args, command):
             data, settings = clips_data(args, settings)
         else:
             data = digits_data(args, settings)
-        if world.rank == 0:
-            print(estimate_memory(settings, world, args))
+        print(estimate_memory(settings, world, args))
 
     torch.manual_seed(args.seed)
     model = ToyModel(settings.model).to(world.device)
     if data.text:
         model.text = data.text
-    run = Run(args.out, model, settings, args.seed, args.clips or args.digits, world, args.resume)
+    run = Run(args.out, model, settings, args.seed, args.clips or args.digits or "drawn", world, args.resume)
 
     if (args.vae or args.weights) and "vae" not in run.stages_done:
         if args.weights:
@@ -193,7 +198,7 @@ def report_on(run, data, args, command):
     if args.only != "vae":
         save_checkpoint(out / "model.pt", model, half=True, command=command)
         model.load_state_dict(load_checkpoint(out / "model.pt")[0].state_dict())    # judge what was saved
-    prompts = args.prompts if args.only != "vae" else 0
+    prompts = (args.prompts or 200) if args.only != "vae" else 0
     figures, videos = judge(model.eval(), data.vae[0], data.held_out, args.seed, prompts)
     report = write_report(run, command, figures, videos)
     print(f"\n{table(report)}\n\n  videos, curves and report.json are in {out}{os.sep}")
@@ -206,22 +211,23 @@ def arguments():
     """The command line."""
     parser = Parser(prog="python -m minltx.training", description=__doc__)
     add = parser.add_argument
-    add("--out", default="runs/training", help="folder for checkpoint and report (default: %(default)s)")
+    add("--out", type=new_folder, default="runs/training",
+        help="folder for checkpoint and report (default: %(default)s)")
     add("--preset", choices=PRESETS, default="toy")
-    add("--budget", type=float, default=1.0, help="train for this many times the steps (default: 1)")
-    add("--seed", type=int, default=0)
-    add("--prompts", type=int, default=200, help="held-out prompts to judge by, at most 12 for clips "
-        "(default: %(default)s)")
-    add("--device", help="cpu, cuda or mps (default: cuda if there is one)")
+    add("--budget", type=BUDGET, default=1.0, help="train for this many times the steps (default: 1)")
+    add("--seed", type=SEED, default=0)
+    add("--prompts", type=COUNT, help="held-out prompts to judge by, at most 12 for clips (default: 200)")
+    add("--device", type=device_name, help="cpu, cuda or mps (default: cuda if there is one)")
     add("--resume", action="store_true", help="go on from the last checkpoint in --out")
 
     add = parser.add_argument_group("what to learn from").add_argument
-    add("--digits", default="drawn", help="drawn, mnist (download) or a folder of IDX files")
+    add("--digits", help="drawn, mnist (download) or a folder of IDX files (default: drawn)")
     add("--clips", metavar="FOLDER", help="your own clips with captions instead of digits")
     add("--buckets", metavar="FxHxW,...", help="frames, height and width that clips are cut to (default: "
         "each clip as it is)")
     add("--text", metavar="FILE", help="the captions' embeddings, by python -m minltx.pretrained.t5 --clips")
-    add("--latents", metavar="FILE", help="store the clips' latents in this file, or read them from it")
+    add("--latents", metavar="FILE", type=new_file(),
+        help="store the clips' latents in this file, or read them from it")
 
     add = parser.add_argument_group("what to train").add_argument
     add("--only", choices=["vae"], help="stop after this stage")
@@ -229,10 +235,11 @@ def arguments():
     add("--weights", metavar="FILE", help="start from released weights and train the transformer")
 
     add = parser.add_argument_group("how to train").add_argument
-    add("--micro-batches", type=int, help="a step is the mean gradient of this many batches (default: 1)")
+    add("--micro-batches", type=COUNT, help="a step is the mean gradient of this many batches (default: 1)")
     add("--precision", choices=["float32", "bf16"], help="bf16: autocast (default: the preset's)")
     add("--optimizer", choices=["muon", "adamw"], help="(default: the preset's)")
-    add("--token-drop", type=float, help="leave out up to this share of a batch's tokens (paper: 0.2)")
+    add("--token-drop", type=number(0, 0.99),
+        help="leave out up to this share of a batch's tokens (paper: 0.2)")
     add("--parallel", choices=["ddp", "fsdp"], help="under torchrun: what processes share (default: ddp)")
     add("--checkpoint-activations", action="store_true", help="compute blocks twice to save memory")
     add("--compile", action="store_true", help="compile the blocks")

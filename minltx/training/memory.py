@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from minltx.command import Parser, parse_sizes
+from minltx.command import COUNT, Parser, device_name, one_line, sizes
 from minltx.dit import DiT, DiTConfig
 from minltx.fast_gpu import blocks_of
 from minltx.objectives import VAERecipe, vae_objective
@@ -254,6 +254,13 @@ def device_memory(device="cpu"):
     return None
 
 
+def refuse(what, count, limit):
+    """Raises ValueError if so many bytes do not fit in `limit`, see `device_memory`."""
+    if limit is not None and count > limit:
+        raise ValueError(f"{what}: this needs {count / 2**30:,.0f} GiB of memory, and the device has "
+                         f"{limit / 2**30:.0f} GiB: use less at once")
+
+
 def table(estimate, limit=None):
     """An estimate as lines for a terminal, GiB per item and in all, with a warning if it exceeds `limit`
     bytes, see `device_memory`."""
@@ -266,34 +273,48 @@ def table(estimate, limit=None):
     return "\n".join(lines)
 
 
-def main(argv=None):
-    parser = Parser(prog="minltx.training.memory", description=__doc__)
+def options():
+    parser = Parser(prog="python -m minltx.training.memory", description=__doc__)
     add = parser.add_argument
     add("--stage", choices=("dit", "vae", "sample"), default="dit", help="(default: %(default)s)")
-    add("--size", default="121x512x768", metavar="FxHxW", help="of a clip in pixels (default: %(default)s)")
-    add("--words", type=int, default=256, help="of a caption (default: %(default)s)")
-    add("--batch", type=int, default=1, help="clips at once on one rank (default: %(default)s)")
+    add("--size", type=sizes(example="121x512x768"), default="121x512x768", metavar="FxHxW",
+        help="of a clip in pixels (default: %(default)s)")
+    add("--words", type=COUNT, help="of a caption (default: 256)")
+    add("--batch", type=COUNT, default=1, help="clips at once on one rank (default: %(default)s)")
     add("--precision", choices=BYTES, default="float32")
     add("--checkpointing", action="store_true")
-    add("--optimizer", choices=MOMENTS, default="adamw")
-    add("--parallel", choices=PARALLEL, default="none")
-    add("--ranks", type=int, default=1)
-    add("--micro-batches", type=int, default=1, help="per rank and step (default: %(default)s)")
-    add("--device", default="cpu", help="whose memory it has to fit (default: %(default)s)")
-    args = vars(parser.parse_args(argv))
-    stage, words, device = (args.pop(name) for name in ("stage", "words", "device"))
-    dit, vae = DiTConfig(), VAEConfig()
-    try:
-        size = parse_sizes(args.pop("size"), example="121x512x768")
-        tokens = math.prod(on_meta(VideoVAE, vae).latent_shape(*size)[1:])
-        if stage == "sample":
-            items = estimate_sampling(dit, vae, size, words, args["batch"], args["precision"])
-        else:
-            items = (estimate_vae(vae, size, **args) if stage == "vae" else
-                     estimate_dit(dit, tokens, words, **args))
-    except ValueError as error:
-        parser.error(str(error))
-    print(table(items, device_memory(device)))
+    add("--optimizer", choices=MOMENTS, help="(default: adamw)")
+    add("--parallel", choices=PARALLEL, help="(default: none)")
+    add("--ranks", type=COUNT, help="processes (default: 1)")
+    add("--micro-batches", type=COUNT, help="per rank and step (default: 1)")
+    add("--device", type=device_name, default="cpu",
+        help="whose memory it has to fit (default: %(default)s)")
+    return parser
+
+
+def asked_for(args):
+    """The command line -> dict of bytes. Raises ValueError for options that the stage does not have."""
+    plan = {name: value for name in ("checkpointing", "optimizer", "parallel", "ranks", "micro_batches")
+            if (value := getattr(args, name)) not in (None, False)}
+    if args.stage == "sample" and plan:
+        raise ValueError(f"--{next(iter(plan)).replace('_', '-')} is for training, not for --stage sample")
+    if args.stage == "vae" and args.words:
+        raise ValueError("--words is for the transformer, not for --stage vae")
+    dit, vae, words = DiTConfig(), VAEConfig(), args.words or 256
+    tokens = math.prod(on_meta(VideoVAE, vae).latent_shape(*args.size)[1:])
+    if args.stage == "sample":
+        return estimate_sampling(dit, vae, args.size, words, args.batch, args.precision)
+    plan |= {"batch": args.batch, "precision": args.precision}
+    if args.stage == "vae":
+        return estimate_vae(vae, args.size, **plan)
+    return estimate_dit(dit, tokens, words, **plan)
+
+
+def main(argv=None):
+    parser = options()
+    args = parser.parse_args(argv)
+    with one_line(parser):
+        print(table(asked_for(args), device_memory(args.device)))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
+from minltx import require
 from minltx.dit import DiTConfig
 from minltx.losses import LossConfig
 from minltx.objectives import FlowRecipe, VAERecipe
@@ -40,6 +41,33 @@ class Settings(VAERecipe, FlowRecipe):
     precision: str = "float32"                       # or bf16: autocast
     optimizer: str = "muon"                          # or adamw
 
+    def __post_init__(self):
+        """Raises ValueError, which names the field, for values that cannot be trained."""
+        for name, kind in (("model", ModelConfig), ("loss", LossConfig)):
+            require.require(isinstance(getattr(self, name), kind), name, getattr(self, name), kind.__name__)
+        for name, known in CHOICES.items():
+            require.choice(name, getattr(self, name), known)
+        for name, (check, low, high) in RANGES.items():
+            check(name, getattr(self, name), low, high)
+        for field in fields(self.loss):
+            require.number(f"loss.{field.name}", getattr(self.loss, field.name), 0, 1e6)
+        require.require(self.vae_phases, "vae_phases", self.vae_phases, "at least one phase")
+        for phase in self.vae_phases:
+            require.row("vae_phases", phase, 3, require.whole, 1, 10**9)
+        require.require(self.layouts and set(self.layouts) <= set(LAYOUTS), "layouts", self.layouts,
+                        f"some of {', '.join(LAYOUTS)}")
+
+
+LAYOUTS = ("free", "start", "still", "end", "keyframe")
+CHOICES = {"precision": ("float32", "bf16"), "optimizer": ("muon", "adamw"), "perceptual": ("digits", "lpips"),
+           "freeze_encoder": (False, True)}
+RANGES = {**{name: (require.whole, 1, 10**9) for name in ("discriminator_width", "latents", "dit_steps",
+                                                          "dit_batch", "micro_batches")},
+          **{name: (require.number, 0, 100) for name in ("vae_lr", "vae_adam_lr", "discriminator_lr", "dit_lr",
+                                                         "dit_adam_lr")},
+          **{name: (require.number, 0, 1) for name in ("noise_range", "clean", "caption_dropout", "conditioned",
+                                                       "soft", "condition_noise")},
+          "ema": (require.number, 0, 0.999999), "token_drop": (require.number, 0, 0.99)}
 
 TOY = Settings(model=ModelConfig(
     data=DataConfig(),
