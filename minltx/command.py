@@ -195,7 +195,7 @@ def pick_device(name=None):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"the device {name} is not available here ({reason}): use cpu") from None
     return device
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minltx import require
 from minltx.layers import Attention, FeedForward, TimestepEmbedder, modulate, rms_norm
 from minltx.rope import latent_coordinates, rope_tables, rotate
 
@@ -22,7 +23,8 @@ from minltx.rope import latent_coordinates, rope_tables, rotate
 @dataclass(frozen=True)
 class DiTConfig:
     """The defaults are the released 2 B LTX-Video 0.9.5 (SPEC 3.1). `stride` is the VAE's; `max_position` is
-    in seconds, pixels, pixels; `causal_time`: RoPE knows that latent frame 0 is a single pixel frame."""
+    in seconds, pixels, pixels; `causal_time`: RoPE knows that latent frame 0 is a single pixel frame. Raises
+    ValueError for sizes below 1, heads that do not divide the width, and values that are not finite."""
 
     latent_channels: int = 128
     width: int = 2048
@@ -33,6 +35,9 @@ class DiTConfig:
     max_position: tuple = (20.0, 2048.0, 2048.0)
     theta: float = 10000.0
     causal_time: bool = True
+
+    def __post_init__(self):
+        require.dit_config(self)    # raises ValueError, here and below, which names what is wrong
 
 
 def flatten_latent(latent):
@@ -103,8 +108,10 @@ class DiT(nn.Module):
         """Velocity (B, C, f, h, w) at the noisy, normalised latent (B, C, f, h, w).
 
         t in [0, 1]: (B,), or (B, f, h, w) for one time per token. text (B, L, text width), text_mask (B, L)
-        with 1 = keep (None: keep all). fps is frames per second of the pixels, not of the latents.
+        with 1 = keep (None: keep all). fps is frames per second of the pixels, not of the latents. Raises
+        ValueError for other shapes, times outside [0, 1], a mask that keeps no word, and fps <= 0.
         """
+        require.dit_inputs(self.config, latent, t, text, text_mask)
         c, grid = self.config, tuple(latent.shape[2:])
         coordinates = latent_coordinates(grid, c.stride, fps, c.causal_time, latent.device)   # (3, N)
         t = t.flatten(1) if t.ndim > 1 else t[:, None]                                    # (B, 1 or N)

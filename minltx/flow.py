@@ -12,6 +12,8 @@ import math
 
 import torch
 
+from minltx import require
+
 
 def expand_like(t, x):
     """Append axes of length 1 to t (B, ...) until it broadcasts over x (B, ...). Numbers stay as they are."""
@@ -35,7 +37,9 @@ def predict_x0(z, v, t):
 
 
 def flow_loss(v, target, weight):
-    """Mean squared error where weight is 1; given tokens have weight 0. weight broadcasts to v."""
+    """Mean squared error where weight is 1; given tokens have weight 0. weight broadcasts to v.
+    Raises ValueError if nothing counts."""
+    require.counted(weight)
     weight = weight.expand_as(v)
     return ((v - target).square() * weight).sum() / weight.sum()
 
@@ -67,8 +71,11 @@ def shift_times(t, tokens, terminal=None, line=SHIFT):
     """Shift times (steps,), from 1 down, towards noise by the number of tokens (SPEC 4.3).
 
     With `terminal`, the times are then stretched so that the last one becomes `terminal`, and the sampler's
-    last step goes from there to 0.
+    last step goes from there to 0. Raises ValueError for a negative number of tokens,
+    and for terminal outside [0, 1].
     """
+    require.whole("tokens", tokens, 0)
+    require.times("terminal", terminal or 0)
     mu = shift_mu(tokens, line)
     t = math.exp(mu) / (math.exp(mu) + (1 / t - 1))
     return t if terminal is None or len(t) == 1 else 1 - (1 - t) * (1 - terminal) / (1 - t[-1])
@@ -77,10 +84,9 @@ def shift_times(t, tokens, terminal=None, line=SHIFT):
 def shifted_schedule(steps, tokens, terminal=0.1):
     """The sampler's times (steps + 1,) from 1 down to 0: uniform, then shifted (SPEC 4.3).
 
-    Raises ValueError if steps < 1.
+    Raises ValueError if steps < 1, and as `shift_times` does.
     """
-    if steps < 1:
-        raise ValueError(f"the sampler needs at least 1 step, not {steps}")
+    require.whole("steps", steps, 1)
     t = shift_times(torch.linspace(1, 1 / steps, steps, dtype=torch.float64), tokens, terminal)
     return torch.cat([t, t.new_zeros(1)]).float()
 
@@ -91,8 +97,7 @@ def linear_quadratic_schedule(steps, threshold=0.025):
     In the first half of the steps t falls from 1 to only 1 - threshold, linearly; in the second half it falls
     to 0 along a parabola. Raises ValueError if steps < 1.
     """
-    if steps < 1:
-        raise ValueError(f"the sampler needs at least 1 step, not {steps}")
+    require.whole("steps", steps, 1)
     if steps == 1:
         return torch.tensor([1.0, 0.0])
     i, linear = torch.arange(steps + 1, dtype=torch.float64), steps // 2
@@ -101,5 +106,7 @@ def linear_quadratic_schedule(steps, threshold=0.025):
 
 
 def schedule_from(schedule, t):
-    """The rest of a schedule for video-to-video, whose input is only noised to t: t, then all later times."""
+    """The rest of a schedule for video-to-video, whose input is only noised to t: t, then all later times.
+    Raises ValueError for t outside [0, 1]."""
+    require.times("t", t)
     return torch.cat([schedule.new_tensor([t]), schedule[schedule < t - 1e-6]])

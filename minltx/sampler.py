@@ -16,6 +16,7 @@ from typing import Callable
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from minltx import require
 from minltx.dit import flatten_latent, unflatten_tokens
 from minltx.flow import interpolate, predict_x0
 from minltx.rope import latent_coordinates
@@ -181,8 +182,10 @@ def sample_latent(dit, noise, text, null_text, sampling, conditions=(), start=No
     text and null_text are pairs (B, L, width), mask (B, L) with 1 = keep; null_text may be None without
     guidance. conditions are `Condition`s. start (B, C, f, h, w) is a latent to change, noised to
     schedule[0]: video-to-video. generators, one per sample, draw all further noise: of extra tokens, of
-    stochastic steps, of condition_noise. Without any of these they may be None.
+    stochastic steps, of condition_noise. Without any of these they may be None. Raises ValueError for other
+    shapes, a schedule that does not fall, guidance that is not finite, and as `check_condition` does.
     """
+    require.sampling(dit.config, noise, text, null_text, sampling)
     s, z = sampling, flatten_latent(noise)                                                # (B, N, C)
     if start is not None:
         z = interpolate(flatten_latent(start), z, s.schedule[0].item())
@@ -222,8 +225,10 @@ def decode(vae, latent, t=0.05, noise_scale=0.025, noise=None, generator=None):
     `noise_scale` is how much `noise` (standard normal, of the latent's shape, needed if noise_scale > 0) is
     mixed in, and `t` is the time that the decoder is conditioned on. In training both are the same number;
     all releases mix in 0.025 and say 0.05, without a reason given, and so does the toy (SPEC 2.3).
-    generator draws the noise of "noisy" blocks.
+    generator draws the noise of "noisy" blocks. Raises ValueError for t or noise_scale outside [0, 1], and
+    without the noise that noise_scale needs.
     """
+    require.mixable(latent, noise, noise_scale)
     if noise_scale > 0:
         latent = interpolate(latent, noise, noise_scale)
     times = torch.full((len(latent),), float(t), device=latent.device)                    # (B,)

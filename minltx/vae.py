@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minltx import require
 from minltx.flow import expand_like
 from minltx.layers import TimestepEmbedder
 from minltx.patchify import depth_to_space, patchify, space_to_depth, unpatchify
@@ -33,7 +34,7 @@ class VAEConfig:
     ("down", stride, C), ("up", stride, C): to another resolution and to C channels, with a residual path.
 
     A stride is (frames, rows, columns), each 1 or 2. `BLOCKS` below maps the names to modules. The toy's
-    configuration is in training/settings.py.
+    configuration is in training/settings.py. Raises ValueError for sizes below 1 and for other strides.
     """
 
     latent_channels: int = 128
@@ -45,6 +46,9 @@ class VAEConfig:
     decoder_width: int = 1024
     decoder_blocks: tuple = (("res", 5), ("up", (2, 2, 2), 512), ("res", 5), ("up", (2, 2, 2), 256),
                              ("res", 5), ("up", (2, 2, 2), 128), ("res", 5))
+
+    def __post_init__(self):
+        require.vae_config(self)
 
     @property
     def stride(self):
@@ -249,21 +253,16 @@ class VideoVAE(nn.Module):
     def latent_shape(self, frames, height, width):
         """Pixels -> (latent channels, f, h, w). Raises ValueError, naming the nearest legal sizes."""
         st, sy, sx = self.config.stride
-        if frames < 1 or (frames - 1) % st:
-            low = max(frames - 1, 0) // st * st + 1
-            raise ValueError(f"{frames} frames cannot be encoded: use {st}k+1, such as {low} or {low + st}")
-        for name, value, s in (("height", height, sy), ("width", width, sx)):
-            if value < s or value % s:
-                low = max(value // s * s, s)
-                raise ValueError(f"a {name} of {value} is not a multiple of {s}: use {low} or {low + s}")
+        require.encodable((frames, height, width), self.config.stride)
         return self.config.latent_channels, (frames - 1) // st + 1, height // sy, width // sx
 
     def encode(self, video):
         """video (B, 3, F, H, W) in [-1, 1] -> posterior (mean, logvar), both (B, latent channels, f, h, w).
 
         Before normalisation; the one log-variance per voxel is repeated over the channels (SPEC 1.9). Raises
-        ValueError for sizes that `latent_shape` refuses.
+        ValueError for other shapes, and for sizes that `latent_shape` refuses.
         """
+        require.shape("video", video, "B", 3, "F", "H", "W")
         self.latent_shape(*video.shape[2:])
         mean, logvar = self.encoder(video).tensor_split([self.config.latent_channels], dim=1)
         return mean, logvar.clamp(-30, 20).expand_as(mean)
@@ -273,8 +272,10 @@ class VideoVAE(nn.Module):
 
         t says how much noise to expect. In training that is exactly how much there is; the released
         pipeline adds half of what it says (SPEC 2.3).
-        generator (default: torch's own) draws the noise of "noisy" blocks.
+        generator (default: torch's own) draws the noise of "noisy" blocks. Raises ValueError for other
+        shapes, and for t outside [0, 1].
         """
+        require.decodable(self.config, latent, t)
         return self.decoder(latent, t, generator)
 
     def normalize(self, latent):

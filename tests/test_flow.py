@@ -70,7 +70,7 @@ def test_linear_quadratic_schedule_has_the_released_values(steps, golden):
     schedule = linear_quadratic_schedule(steps)
     assert len(schedule) == steps + 1 and schedule[-1].abs() < 1e-6
     torch.testing.assert_close(schedule[:-1], torch.tensor(golden, dtype=torch.float32), rtol=0, atol=5e-5)
-    with pytest.raises(ValueError, match="at least 1 step"):
+    with pytest.raises(ValueError, match="steps is 0: use a whole number from 1"):
         linear_quadratic_schedule(0)
 
 
@@ -106,7 +106,7 @@ def test_shifted_schedule_has_the_released_values(steps, tokens, golden):
     assert len(schedule) == steps + 1 and schedule[-1] == 0
     for k, value in golden.items():
         assert abs(schedule[k].item() - value) < 1e-5
-    with pytest.raises(ValueError, match="at least 1 step"):
+    with pytest.raises(ValueError, match="steps is 0: use a whole number from 1"):
         shifted_schedule(0, tokens)
 
 

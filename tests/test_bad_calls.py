@@ -1,0 +1,261 @@
+"""Bad command lines of every command: each gets one line that says what is wrong, exit code 2, and nothing is
+written. Most are called in this process; the slow tier starts some as a user does."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import sample
+import train_tiny
+from minltx.ablation import __main__ as ablation
+from minltx.bench import __main__ as bench
+from minltx.command import Parser, not_empty, pick_device
+from minltx.evaluation import conditions
+from minltx.pretrained import t5
+from minltx.toy.model import SHIPPED
+from minltx.training import __main__ as training
+from minltx.training import memory
+
+ROOT = Path(__file__).parents[1]
+P = '"a red 7 moving left"'
+COMMANDS = {"sample": (sample.main, sample.options, "sample.py"),
+            "train_tiny": (train_tiny.main, train_tiny.arguments, "train_tiny.py"),
+            "training": (training.main, training.arguments, "python -m minltx.training"),
+            "ablation": (ablation.main, ablation.options, "python -m minltx.ablation"),
+            "bench": (bench.main, bench.options, "python -m minltx.bench"),
+            "memory": (memory.main, memory.options, "python -m minltx.training.memory"),
+            "conditions": (conditions.main, conditions.options, "python -m minltx.evaluation.conditions"),
+            "t5": (t5.main, t5.options, "python -m minltx.pretrained.t5")}
+NEEDED = {"sample": P, "ablation": "rope", "t5": "folder words"}       # the words before the options
+
+# --- The table --------------------------------------------------------------------------------------------
+
+# Options with numbers: command -> names. Each is called with every value of the line below.
+WHOLE = {"sample": "steps frames seed halo", "train_tiny": "seed prompts",
+         "training": "seed prompts micro-batches", "ablation": "seeds jobs prompts",
+         "bench": "steps repeats seed", "memory": "words batch ranks micro-batches", "conditions": "clips seed"}
+NOT_WHOLE = ["", "x", "nan", "inf", "-1", "1.5", "1e3", "99999999999999999999", "1_0", "0x10"]
+NUMBERS = {"sample": "change guidance fps decode-t decode-noise stg", "train_tiny": "budget",
+           "training": "budget token-drop", "ablation": "minutes budget shared-budget",
+           "bench": "guidance toy-budget"}
+NOT_NUMBERS = ["", "x", "nan", "inf", "-inf", "-0.5", "1e999", "1,5", "1_0"]
+# Options whose text may not be empty.
+TEXTS = {"sample": "out image start checkpoint weights text t5 release device size tiles",
+         "train_tiny": "out digits device photos", "training": "out digits clips buckets text latents vae weights device",
+         "ablation": "digits model device out keep", "bench": "size parts device out headline items",
+         "memory": "size device", "conditions": "checkpoint out", "t5": "clips out device"}
+CHOICES = {"train_tiny": "preset world", "training": "preset only precision optimizer parallel",
+           "bench": "config against dtype attention", "memory": "stage precision optimizer parallel",
+           "sample": "dtype", "t5": "release dtype"}
+DEVICES = {name: "device" for name in COMMANDS if name != "conditions"}
+NOT_DEVICES = ["meta", "abacus", "cpu:x", "cuda:99", "CPU"]
+SIZES = {"sample": "tiles", "bench": "size", "memory": "size"}
+NOT_SIZES = ["17x32", "17x32x32x1", "0x32x32", "17x-32x32", "17x3.5x32", "axbxc", "9999999x32x32", "17*32*32"]
+
+EACH = [(name, f"--{option}={value}", f"argument --{option}: ")
+        for table, values in ((WHOLE, NOT_WHOLE), (NUMBERS, NOT_NUMBERS), (TEXTS, [""]), (CHOICES, ["", "new"]),
+                              (DEVICES, NOT_DEVICES), (SIZES, NOT_SIZES))
+        for name, options in table.items() for option in options.split() for value in values]
+
+OTHERS = {
+    "sample": {
+        "--frames 10": "10 frames cannot be encoded: use 4k+1, such as 9 or 13",
+        "--size 30": "a height of 30 is not a multiple of 8: use 24 or 32",
+        "--size 32x30": "a width of 30 is not a multiple of 8",
+        "--size big": "argument --size: 'big' is not understood",
+        "--size 8000000000": "argument --size: 8000000000 is out of range",
+        "--frames 1000000001": "argument --frames: 1000000001 is out of range",
+        "--size 999968": "1 of 17x999968x999968 pixels: this needs",
+        "--out x.avi": "argument --out: cannot write x.avi: use a name that ends in .gif, .png, .npz, .mp4",
+        "--out x": "argument --out: cannot write x: use a name that ends in",
+        "--out folder.gif": "argument --out: folder.gif is not a file",
+        "--out text.txt/x.gif": "argument --out: cannot write in ",
+        "--image absent.png": "cannot read absent.png as a picture or clip",
+        "--image text.txt": "cannot read text.txt as a picture or clip",
+        "--image folder": "cannot read folder as a picture or clip",
+        "--given absent.npz 4": "cannot read absent.npz as a picture or clip",
+        "--given picture.png": "--given picture.png  is not understood: write FILE FRAME",
+        "--given picture.png two": "--given picture.png two is not understood",
+        "--given picture.png 17": "a condition of 1 frames at frame 17 exceeds a video of 17",
+        "--given picture.png -1": "a condition of 1 frames at frame -1 exceeds a video of 17",
+        "--given picture.png 4 2": "a strength of 2.0 is out of range: use 0 to 1",
+        "--given picture.png 4 nan": "a strength of nan is out of range: use 0 to 1",
+        "--given picture.png 1 1 1": "--given picture.png 1 1 1 is not understood",
+        "--start absent.npz": "cannot read absent.npz as a picture or clip",
+        "--start picture.png --frames 17": "picture.png has 1 frames, not 17: leave out --frames",
+        "--change 0.5": "--change is for a clip to change: add --start",
+        "--change 0": "--change is for a clip to change: add --start",
+        "--halo 3": "--halo is for tiles: add --tiles",
+        "--tiles 2x4x4 --halo 0": "tiles in time need a halo of at least 1",
+        "--text x.safetensors": "--text is for released weights: add --weights",
+        "--t5 folder": "--t5 is for released weights: add --weights",
+        "--negative ugly": "--negative is for released weights: add --weights",
+        "--stg 0": "--stg is for released weights: add --weights",
+        "--release 0.9.5": "--release is for released weights: add --weights",
+        "--dtype float32": "--dtype is for released weights: add --weights",
+        "--weights a --checkpoint b": "--weights and --checkpoint are two models: give one",
+        "--weights a --text b --t5 c": "--text and --t5 are two sources of embeddings: give one",
+        "--weights absent": "released weights need the prompts' embeddings",
+        "--weights absent.safetensors --text absent.safetensors": "there is no file absent.safetensors",
+        "--weights text.txt --text text.txt": "text.txt is not a safetensors file",
+        "--checkpoint absent.pt": "there is no checkpoint absent.pt",
+        "--checkpoint text.txt": "text.txt is not a checkpoint of minltx",
+        "--checkpoint folder": "there is no checkpoint folder",
+        "--res 32": "unrecognized arguments: --res 32",
+        "--frame 17": "unrecognized arguments: --frame 17",
+        "--check x.pt": "unrecognized arguments: --check x.pt",
+        "--guid 3": "unrecognized arguments: --guid 3",
+        "--resume": "unrecognized arguments: --resume",
+        "--out": "argument --out: expected one argument"},
+    "train_tiny": {
+        "--out text.txt": "argument --out: text.txt is not a folder",
+        "--out text.txt/run": "argument --out: cannot write in ",
+        "--digits absent": "no digits in absent: it needs", "--digits text.txt": "no digits in text.txt",
+        "--digits folder": "no digits in folder: it needs", "--photos folder": "",
+        "--res": "unrecognized arguments: --res", "--prompt 3": "unrecognized arguments: --prompt 3",
+        "--preset tiny": "argument --preset: invalid choice: 'tiny'", "stray": "unrecognized arguments: stray",
+        "--resume --out folder": "there is no checkpoint folder", "--budget": "argument --budget: expected one argument"},
+    "training": {
+        "--out text.txt": "argument --out: text.txt is not a folder",
+        "--latents folder": "argument --latents: folder is not a file",
+        "--latents text.txt/x": "argument --latents: cannot write in ",
+        "--buckets 17x32x32": "--buckets is for a folder of clips: add --clips",
+        "--text words.safetensors": "--text is for a folder of clips: add --clips",
+        "--vae a --weights b": "--vae and --weights are two sources of the autoencoder: give one",
+        "--only vae --vae a": "--only and --vae leave nothing to train: give one",
+        "--only vae --weights a": "--only and --weights leave nothing to train: give one",
+        "--only vae --token-drop 0.2": "--only and --token-drop do not fit",
+        "--clips folder --digits drawn": "--clips and --digits are two sources of data: give one",
+        "--clips absent": "there is no folder absent", "--clips text.txt": "there is no folder text.txt",
+        "--clips folder": "there is no usable clip in folder",
+        "--clips folder --buckets 17x32": "'17x32' is not understood: write frames x height x width",
+        "--clips folder --buckets x": "'x' is not understood: write frames x height x width",
+        "--clips folder --text absent.safetensors": "there is no file absent.safetensors",
+        "--preset 2b": "the preset 2b is trained on your clips: give --clips FOLDER",
+        "--parallel ddp": "--parallel ddp is for several processes: start them with torchrun",
+        "--parallel fsdp": "--parallel fsdp is for several processes", "--only dit": "argument --only: invalid choice: 'dit'",
+        "--digits absent": "no digits in absent: it needs", "--digits text.txt": "no digits in text.txt",
+        "--precision bf": "argument --precision: invalid choice",
+        "--res": "unrecognized arguments: --res", "--checkpoint-act": "unrecognized arguments: --checkpoint-act",
+        "--micro 2": "unrecognized arguments: --micro 2", "--resume --out folder": "there is no checkpoint folder",
+        "--vae absent.pt --digits drawn": "there is no checkpoint absent.pt",
+        "--vae text.txt": "text.txt is not a checkpoint of minltx"},
+    "ablation": {
+        "--minutes 1 --budget 1": "--minutes and --budget are two lengths of a run: give one",
+        "--model x.pt --shared-budget 1": "--model and --shared-budget are two ways to a shared model",
+        "--all": "--all is all switches: leave out the names, or --all",
+        "nothing": "'nothing' is not a switch: use ", "rope=new": "rope has no level 'new': use ",
+        "optimizer=sgd,muon": "optimizer is 'sgd': use 'muon' or 'adamw'",
+        "optimizer=sgd": "'optimizer=sgd' is not a switch", "model=1,2": "model is 1: use ModelConfig",
+        "depth=null,1": "'depth' is not a setting", "model.dit.depth=null,2": "depth is None: use a whole number",
+        "model.dit.depth=0,2": "depth is 0: use a whole number from 1",
+        "model.dit.heads=4,7": "heads is 7: use a number that divides the width 96",
+        "model.dit.theta=-1,1": "theta is -1: use a number", "token_drop=1.5,0": "token_drop is 1.5: use a number from 0 to 0.99",
+        "soft=2,0": "soft is 2: use a number from 0 to 1", "dit_batch=0,1": "dit_batch is 0: use a whole number",
+        "dit_steps=x,1": "dit_steps is 900 by default: 'x' is of another type", "loss.dwt=-1,0": "loss.dwt is -1: use a number from 0",
+        "loss.dwt=nan,0": "dwt is 0.1 by default: 'nan' is of another type", "loss.nothing=1,2": "'nothing' is not a setting: LossConfig has",
+        "precision=float16,float32": "precision is 'float16': use 'float32' or 'bf16'",
+        "caption_dropout=-1,0": "caption_dropout is -1: use a number from 0 to 1",
+        "absent.py:Idea": "there is no file", "--out text.txt": "argument --out: text.txt is not a folder",
+        "--keep text.txt": "argument --keep: text.txt is not a folder",
+        "--seed 1": "unrecognized arguments: --seed 1", "--min 1": "unrecognized arguments: --min 1",
+        "--jobs": "argument --jobs: expected one argument"},
+    "bench": {
+        "--size 18x32x32": "18 frames cannot be encoded: use 4k+1, such as 17 or 21",
+        "--parts dit,dream": "--parts 'dream' is not known: use some of",
+        "--parts dit,": "--parts '' is not known: use some of",
+        "--against diffusers --parts save": "--parts 'save' is not known: use some of dit,encode,decode",
+        "--out bench.txt": "argument --out: cannot write bench.txt: use a name that ends in .json",
+        "--out folder.json": "argument --out: folder.json is not a file",
+        "--items dit_flash": "--items is for all figures of a device: add --headline",
+        "--toy-budget 1": "--toy-budget is for all figures of a device: add --headline",
+        "--headline new --items gold": "--items 'gold' is not known: use some of bench,",
+        "--headline text.txt": "argument --headline: text.txt is not a folder",
+        "--headline new --parts dit": "--headline and --parts do not fit",
+        "--headline new --steps 3": "--headline and --steps do not fit",
+        "--headline new --out x.json": "--headline and --out do not fit",
+        "--headline new --compile": "--headline and --compile do not fit",
+        "--headline new --against plain": "--headline and --against do not fit",
+        "--rep 3": "unrecognized arguments: --rep 3", "--conf toy": "unrecognized arguments: --conf toy",
+        "toy": "unrecognized arguments: toy"},
+    "memory": {
+        "--size 122x512x768": "122 frames cannot be encoded: use 8k+1, such as 121 or 129",
+        "--size 121x500x768": "a height of 500 is not a multiple of 32: use 480 or 512",
+        "--stage sample --optimizer muon": "--optimizer is for training, not for --stage sample",
+        "--stage sample --ranks 2": "--ranks is for training, not for --stage sample",
+        "--stage sample --checkpointing": "--checkpointing is for training, not for --stage sample",
+        "--stage vae --words 3": "--words is for the transformer, not for --stage vae",
+        "--ranks 2": "2 ranks do not share the work yet: use parallel ddp or fsdp",
+        "--parallel fsdp-bf16": "fsdp-bf16 gathers bf16 weights: use precision bf16",
+        "--stag vae": "unrecognized arguments: --stag vae", "dit": "unrecognized arguments: dit"},
+    "conditions": {
+        "--out x.txt": "argument --out: cannot write x.txt: use a name that ends in .json",
+        "--out folder.json": "argument --out: folder.json is not a file",
+        "--clips 0": "argument --clips: 0 is out of range: use 2 to 10000",
+        "--checkpoint absent.pt": "there is no checkpoint absent.pt",
+        "--checkpoint text.txt": "text.txt is not a checkpoint of minltx",
+        "--clip 3": "unrecognized arguments: --clip 3", "--device cpu": "unrecognized arguments: --device cpu"},
+    "t5": {
+        "--out x.txt": "argument --out: cannot write x.txt: use a name that ends in .safetensors",
+        "--out folder.safetensors": "argument --out: folder.safetensors is not a file",
+        "--clips absent": "there is no folder absent", "--clips text.txt": "there is no folder text.txt",
+        "--release 1.0": "argument --release: invalid choice: '1.0'",
+        "": "folder has no folder text_encoder", "--neg x": "unrecognized arguments: --neg x"}}
+BARE = [("sample", "", "the following arguments are required: PROMPT"),
+        ("ablation", "", "name a switch: "), ("ablation", "--grid", "name a switch: "),
+        ("t5", "", "the following arguments are required: folder"),
+        ("t5", "folder", "there is nothing to embed: give prompts, or --clips FOLDER"),
+        ("t5", "absent words", "absent has no folder text_encoder"),
+        ("sample", '"a purple 7 moving left"', "unknown word 'purple': the toy knows only:"),
+        ("sample", '"a red 7" "a red 12"', "unknown word '12'"),
+        ("sample", '"a red 7 moving left and a blue 3 moving up"', "'a red 7 moving left and a blue 3 moving up' "
+         "names more than 1 digit"),
+        ("sample", '"a <pad> 7"', "unknown word '<pad>'"),
+        ("sample", f'"{"a " * 17}"', "a caption of 17 words is too long: use at most 16"),
+        ("bench", "--against diffusers --parts text", "--parts 'text' is not known")]
+TABLE = [*((name, f"{NEEDED.get(name, '')} {line}", start) for name, line, start in EACH),
+         *((name, f"{NEEDED.get(name, '') if name != 'ablation' or line.startswith('-') else ''} {line}", start)
+           for name, lines in OTHERS.items() for line, start in lines.items()), *BARE]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a text, a picture, and folders with names like files."""
+    for name in ("folder", "folder.gif", "folder.json", "folder.safetensors"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def called(name, line, capsys):
+    """-> exit code, lines of the error."""
+    main, _, prog = COMMANDS[name]
+    try:
+        main(shlex.split(line))
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    return code, capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_bad_calls_get_one_line_and_exit_code_2_and_write_nothing(name, place, capsys):
+    before = sorted(place.rglob("*"))
+    rows = [(line, start) for command, line, start in TABLE if command == name]
+    wrong = []
+    for line, start in rows:
+        code, error = called(name, line, capsys)
+        if code != 2 or len(error) != 1 or not error[0].startswith(f"{COMMANDS[name][2]}: {start}"):
+            wrong.append((line, code, error[:3]))
+        assert sorted(place.rglob("*")) == before, line
+    assert wrong == [] and len(rows) >= 15
