@@ -23,7 +23,8 @@ from minltx.toy import load_toy
 from minltx.video.files import ENDINGS, check_ending, load_clip, save_video
 from minltx.video.tiles import HALO, check_tiles, use_tiles
 
-BATCH = 64  # prompts sampled at a time
+BATCH = 64      # prompts sampled at a time
+CHANGE = 0.7
 RELEASED = ("text", "t5", "negative", "stg", "release", "dtype")     # options for released weights
 
 
@@ -38,16 +39,18 @@ def options():
         help="(after the prompts) a picture or clip (.png, .npz, .mp4 ...) that is given at this frame: a "
              "keyframe, or a clip to extend; strength 1 keeps it, below 1 it may change; may be repeated")
     add("--start", metavar="FILE", help="a clip to change: video-to-video")
-    add("--change", type=number(0, 1), help="how much, 0 to 1, of --start (default: 0.7)")
+    add("--change", type=number(0, 1), help=f"how much, 0 to 1, of --start (default: {CHANGE})")
     add("--steps", type=whole(1, 1000), help="steps of the sampler (default: the model's)")
     add("--guidance", type=number(0, 100),
         help="scale of classifier-free guidance; 1 turns it off (default: the model's)")
-    add("--seed", type=whole(0, 2**31), default=0, help="prompt number i takes seed + i (default: %(default)s)")
+    add("--seed", type=whole(0, 2**31), default=0,
+        help="prompt number i takes seed + i (default: %(default)s)")
     add("--frames", type=whole(1, 10**6),
         help="4k+1 for the shipped model, 8k+1 for the released; 1 is a picture (default: the model's)")
     add("--size", type=sides, help="pixels, 32 or height x width, such as 32x48 (default: the model's)")
     add("--fps", type=number(0.001, 1000), help="frames per second (default: the model's)")
-    add("--decode-t", type=number(0, 1), help="the t that conditions the decoder (default: the model's, 0.05)")
+    add("--decode-t", type=number(0, 1),
+        help="the t that conditions the decoder (default: the model's, 0.05)")
     add("--decode-noise", type=number(0, 1), help="noise before decoding (default: the model's, 0.025)")
     add("--tiles", metavar="FxHxW", type=sizes(("latent frames", "rows", "columns"), "8x16x16"),
         help="decode in tiles of this many latent frames x rows x columns, such as 8x16x16: slower, with "
@@ -60,7 +63,8 @@ def options():
         help="released weights: an official .safetensors file, or a diffusers folder")
     add("--text", metavar="FILE", help="with --weights: the prompts' embeddings, from minltx.pretrained.t5")
     add("--t5", metavar="FOLDER", help="with --weights, instead of --text: T5 itself")
-    add("--negative", type=str, help="with --weights: the prompt to steer away from (default: the released one)")
+    add("--negative", type=str,
+        help="with --weights: the prompt to steer away from (default: the released one)")
     add("--stg", type=number(0, 100),
         help="with --weights: scale of spatio-temporal guidance; 0 turns it off (default: the release's)")
     add("--release", help="with --weights that do not say what they are: 0.9.0, 0.9.1, 0.9.5, 0.9.6-dev ...")
@@ -128,7 +132,8 @@ def sample(args):
     vae.latent_shape(*size)                                   # raises ValueError before files are read
     how["conditions"] = given_clips(args, *size[1:])
     if args.start:
-        how |= {"start": load_clip(args.start, *size[1:]), "change": 0.7 if args.change is None else args.change}
+        how["start"] = load_clip(args.start, *size[1:])
+        how["change"] = CHANGE if args.change is None else args.change
         frames = how["start"].shape[2]
         if args.frames not in (None, frames):
             raise ValueError(f"{args.start} has {frames} frames, not {args.frames}: leave out --frames")
@@ -143,7 +148,8 @@ def sample(args):
         from minltx.bench.forecast import check_sampling       # seconds of estimating, for large videos only
 
         steps = how.get("steps", defaults["steps"])
-        check_sampling(getattr(model, "model", model).dit, vae, size, min(each, len(seeds)), steps, args.tiles)
+        dit = getattr(model, "model", model).dit
+        check_sampling(dit, vae, size, min(each, len(seeds)), steps, args.tiles)
     for i in range(0, len(seeds), each):
         videos.append(model.generate(args.prompts[i : i + each], seeds[i : i + each], size=size,
                                      progress=progress_bar, **how))

@@ -1,4 +1,4 @@
-"""What configs and public entries require: a wrong value raises ValueError, which names it and says what fits.
+"""What configs and public entries require: a wrong value raises ValueError, which says what fits.
 
 The chapters call this once, at the entrance, where a mistake would give a wrong number without a word, or an
 error deep inside; their inner functions stay plain. Values in a tensor are looked at on a CPU only: on a GPU
@@ -58,13 +58,13 @@ def vae_config(c):
         whole(name, getattr(c, name), 1, 2**16)
     for name in ("encoder_blocks", "decoder_blocks"):
         blocks = getattr(c, name)
-        require(isinstance(blocks, tuple) and len(blocks) <= 100, name, blocks, "a tuple of at most 100 blocks")
+        require(isinstance(blocks, tuple) and len(blocks) <= 100, name, blocks, "at most 100 blocks")
         for block in blocks:
             known = isinstance(block, tuple) and len(block) in (2, 3) and isinstance(block[0], str)
             require(known, f"a block of {name}", block, '("res", 2) or ("down", (2, 2, 2), 64), for instance')
             if len(block) == 3:
-                row("a block's stride", block[1], 3, whole, 1, 2)
-            whole("a block's last value", block[-1], 1, 2**16)
+                row(f"a stride in {name}", block[1], 3, whole, 1, 2)
+            whole(f"the last value of a block in {name}", block[-1], 1, 2**16)
 
 
 # --- Tensors ----------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def shown(tensor):
 
 
 def shape(name, tensor, *wanted):
-    """A floating-point tensor of this shape, in which a tuple stands for several sizes and a letter for any."""
+    """A floating-point tensor of this shape, in which a tuple means one of several sizes, a letter any."""
     own = tuple(tensor.shape) if torch.is_tensor(tensor) else ()
     fits = len(own) == len(wanted) and all(
         isinstance(w, str) or n in (w if isinstance(w, tuple) else (w,)) for n, w in zip(own, wanted))
@@ -96,7 +96,7 @@ def times(name, t):
 
 
 def encodable(size, stride):
-    """A size (frames, height, width) of which every axis is a multiple of the stride; frames: and one more."""
+    """A size (frames, height, width) of multiples of the stride, and one frame more."""
     (frames, *sides), (st, *strides) = size, stride
     if frames < 1 or (frames - 1) % st:
         low = max(frames - 1, 0) // st * st + 1
@@ -142,14 +142,14 @@ def counted(weight):
 
 
 def schedule(times_):
-    """The sampler's times: at least two, from at most 1 down to at least 0."""
-    falling = times_.ndim == 1 and len(times_) > 1 and bool((times_[:-1] > times_[1:]).all())
-    require(falling, "the schedule", times_.tolist(), "times that fall from step to step, two or more")
+    """The sampler's times, from at most 1 down to at least 0; a single one takes no step."""
+    falling = times_.ndim == 1 and len(times_) > 0 and bool((times_[:-1] > times_[1:]).all())
+    require(falling, "the schedule", times_.tolist(), "times that fall from step to step")
     times("the schedule", times_.cpu())
 
 
 def sampling(c, noise, text, null_text, s):
-    """The arguments of sampler.sample_latent; the config c may be of another network, without these fields."""
+    """The arguments of sampler.sample_latent; the config of another network may lack these fields."""
     shape("noise", noise, "B", getattr(c, "latent_channels", "C"), "f", "h", "w")
     schedule(s.schedule)
     for name in ("cfg", "stg"):
@@ -157,8 +157,8 @@ def sampling(c, noise, text, null_text, s):
     for name, high in (("decode_t", 1), ("decode_noise", 1), ("condition_noise", 10)):
         number(name, getattr(s, name), 0, high)
     if s.guidance.cfg > 1 and null_text is None:
-        raise ValueError(f"guidance of {s.guidance.cfg} needs null_text, the null caption's embedding: give it, "
-                         "or set cfg to 1")
+        raise ValueError(f"guidance of {s.guidance.cfg} needs null_text, the null caption's embedding: give "
+                         "it, or set cfg to 1")
     for pair in (text, null_text):
         if pair is not None:
             caption(*pair, getattr(c, "text_width", "width"), len(noise))

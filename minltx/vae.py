@@ -141,7 +141,8 @@ class ResGroup(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Space-to-depth twice: after a convolution, and as a shortcut that averages channels (SPEC 1.7)."""
+    """Space-to-depth twice: after a convolution, and as a shortcut that averages channels (SPEC 1.7).
+    Raises ValueError for channels that the stride does not divide."""
 
     def __init__(self, inputs, stride, outputs, causal=True, conditioned=False):
         super().__init__()
@@ -160,7 +161,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Depth-to-space twice: after a convolution, and as a shortcut that repeats channels (SPEC 1.6)."""
+    """Depth-to-space twice: after a convolution, and as a shortcut that repeats channels (SPEC 1.6).
+    Raises ValueError for channels that the stride does not divide."""
 
     def __init__(self, inputs, stride, outputs, causal=False, conditioned=False):
         super().__init__()
@@ -238,7 +240,8 @@ class Decoder(nn.Module):
 
 
 class VideoVAE(nn.Module):
-    """The whole autoencoder. The transformer only sees normalised latents: `normalize(encode(video)[0])`."""
+    """The whole autoencoder. The transformer only sees normalised latents: `normalize(encode(video)[0])`.
+    Raises ValueError if the decoder's strides are not the encoder's, and as `build_blocks` does."""
 
     def __init__(self, config):
         super().__init__()

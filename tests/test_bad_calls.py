@@ -20,7 +20,6 @@ from minltx.bench import __main__ as bench
 from minltx.command import Parser, not_empty, pick_device
 from minltx.evaluation import conditions
 from minltx.pretrained import t5
-from minltx.toy.model import SHIPPED
 from minltx.training import __main__ as training
 from minltx.training import memory
 
@@ -41,7 +40,8 @@ NEEDED = {"sample": P, "ablation": "rope", "t5": "folder words"}       # the wor
 # Options with numbers: command -> names. Each is called with every value of the line below.
 WHOLE = {"sample": "steps frames seed halo", "train_tiny": "seed prompts",
          "training": "seed prompts micro-batches", "ablation": "seeds jobs prompts",
-         "bench": "steps repeats seed", "memory": "words batch ranks micro-batches", "conditions": "clips seed"}
+         "bench": "steps repeats seed", "memory": "words batch ranks micro-batches",
+         "conditions": "clips seed"}
 NOT_WHOLE = ["", "x", "nan", "inf", "-1", "1.5", "1e3", "99999999999999999999", "1_0", "0x10"]
 NUMBERS = {"sample": "change guidance fps decode-t decode-noise stg", "train_tiny": "budget",
            "training": "budget token-drop", "ablation": "minutes budget shared-budget",
@@ -49,7 +49,8 @@ NUMBERS = {"sample": "change guidance fps decode-t decode-noise stg", "train_tin
 NOT_NUMBERS = ["", "x", "nan", "inf", "-inf", "-0.5", "1e999", "1,5", "1_0"]
 # Options whose text may not be empty.
 TEXTS = {"sample": "out image start checkpoint weights text t5 release device size tiles",
-         "train_tiny": "out digits device photos", "training": "out digits clips buckets text latents vae weights device",
+         "train_tiny": "out digits device photos",
+         "training": "out digits clips buckets text latents vae weights device",
          "ablation": "digits model device out keep", "bench": "size parts device out headline items",
          "memory": "size device", "conditions": "checkpoint out", "t5": "clips out device"}
 CHOICES = {"train_tiny": "preset world", "training": "preset only precision optimizer parallel",
@@ -61,8 +62,8 @@ SIZES = {"sample": "tiles", "bench": "size", "memory": "size"}
 NOT_SIZES = ["17x32", "17x32x32x1", "0x32x32", "17x-32x32", "17x3.5x32", "axbxc", "9999999x32x32", "17*32*32"]
 
 EACH = [(name, f"--{option}={value}", f"argument --{option}: ")
-        for table, values in ((WHOLE, NOT_WHOLE), (NUMBERS, NOT_NUMBERS), (TEXTS, [""]), (CHOICES, ["", "new"]),
-                              (DEVICES, NOT_DEVICES), (SIZES, NOT_SIZES))
+        for table, values in ((WHOLE, NOT_WHOLE), (NUMBERS, NOT_NUMBERS), (TEXTS, [""]),
+                              (CHOICES, ["", "new"]), (DEVICES, NOT_DEVICES), (SIZES, NOT_SIZES))
         for name, options in table.items() for option in options.split() for value in values]
 
 OTHERS = {
@@ -121,8 +122,10 @@ OTHERS = {
         "--digits absent": "no digits in absent: it needs", "--digits text.txt": "no digits in text.txt",
         "--digits folder": "no digits in folder: it needs", "--photos folder": "",
         "--res": "unrecognized arguments: --res", "--prompt 3": "unrecognized arguments: --prompt 3",
-        "--preset tiny": "argument --preset: invalid choice: 'tiny'", "stray": "unrecognized arguments: stray",
-        "--resume --out folder": "there is no checkpoint folder", "--budget": "argument --budget: expected one argument"},
+        "--preset tiny": "argument --preset: invalid choice: 'tiny'",
+        "stray": "unrecognized arguments: stray",
+        "--resume --out folder": "there is no checkpoint folder",
+        "--budget": "argument --budget: expected one argument"},
     "training": {
         "--out text.txt": "argument --out: text.txt is not a folder",
         "--latents folder": "argument --latents: folder is not a file",
@@ -141,11 +144,14 @@ OTHERS = {
         "--clips folder --text absent.safetensors": "there is no file absent.safetensors",
         "--preset 2b": "the preset 2b is trained on your clips: give --clips FOLDER",
         "--parallel ddp": "--parallel ddp is for several processes: start them with torchrun",
-        "--parallel fsdp": "--parallel fsdp is for several processes", "--only dit": "argument --only: invalid choice: 'dit'",
+        "--parallel fsdp": "--parallel fsdp is for several processes",
+        "--only dit": "argument --only: invalid choice: 'dit'",
         "--digits absent": "no digits in absent: it needs", "--digits text.txt": "no digits in text.txt",
         "--precision bf": "argument --precision: invalid choice",
-        "--res": "unrecognized arguments: --res", "--checkpoint-act": "unrecognized arguments: --checkpoint-act",
-        "--micro 2": "unrecognized arguments: --micro 2", "--resume --out folder": "there is no checkpoint folder",
+        "--res": "unrecognized arguments: --res",
+        "--checkpoint-act": "unrecognized arguments: --checkpoint-act",
+        "--micro 2": "unrecognized arguments: --micro 2",
+        "--resume --out folder": "there is no checkpoint folder",
         "--vae absent.pt --digits drawn": "there is no checkpoint absent.pt",
         "--vae text.txt": "text.txt is not a checkpoint of minltx"},
     "ablation": {
@@ -155,13 +161,18 @@ OTHERS = {
         "nothing": "'nothing' is not a switch: use ", "rope=new": "rope has no level 'new': use ",
         "optimizer=sgd,muon": "optimizer is 'sgd': use 'muon' or 'adamw'",
         "optimizer=sgd": "'optimizer=sgd' is not a switch", "model=1,2": "model is 1: use ModelConfig",
-        "depth=null,1": "'depth' is not a setting", "model.dit.depth=null,2": "depth is None: use a whole number",
+        "depth=null,1": "'depth' is not a setting",
+        "model.dit.depth=null,2": "depth is None: use a whole number",
         "model.dit.depth=0,2": "depth is 0: use a whole number from 1",
         "model.dit.heads=4,7": "heads is 7: use a number that divides the width 96",
-        "model.dit.theta=-1,1": "theta is -1: use a number", "token_drop=1.5,0": "token_drop is 1.5: use a number from 0 to 0.99",
-        "soft=2,0": "soft is 2: use a number from 0 to 1", "dit_batch=0,1": "dit_batch is 0: use a whole number",
-        "dit_steps=x,1": "dit_steps is 900 by default: 'x' is of another type", "loss.dwt=-1,0": "loss.dwt is -1: use a number from 0",
-        "loss.dwt=nan,0": "dwt is 0.1 by default: 'nan' is of another type", "loss.nothing=1,2": "'nothing' is not a setting: LossConfig has",
+        "model.dit.theta=-1,1": "theta is -1: use a number",
+        "token_drop=1.5,0": "token_drop is 1.5: use a number from 0 to 0.99",
+        "soft=2,0": "soft is 2: use a number from 0 to 1",
+        "dit_batch=0,1": "dit_batch is 0: use a whole number",
+        "dit_steps=x,1": "dit_steps is 900 by default: 'x' is of another type",
+        "loss.dwt=-1,0": "loss.dwt is -1: use a number from 0",
+        "loss.dwt=nan,0": "dwt is 0.1 by default: 'nan' is of another type",
+        "loss.nothing=1,2": "'nothing' is not a setting: LossConfig has",
         "precision=float16,float32": "precision is 'float16': use 'float32' or 'bf16'",
         "caption_dropout=-1,0": "caption_dropout is -1: use a number from 0 to 1",
         "absent.py:Idea": "there is no file", "--out text.txt": "argument --out: text.txt is not a folder",
@@ -202,7 +213,8 @@ OTHERS = {
         "--clips 0": "argument --clips: 0 is out of range: use 2 to 10000",
         "--checkpoint absent.pt": "there is no checkpoint absent.pt",
         "--checkpoint text.txt": "text.txt is not a checkpoint of minltx",
-        "--clip 3": "unrecognized arguments: --clip 3", "--device cpu": "unrecognized arguments: --device cpu"},
+        "--clip 3": "unrecognized arguments: --clip 3",
+        "--device cpu": "unrecognized arguments: --device cpu"},
     "t5": {
         "--out x.txt": "argument --out: cannot write x.txt: use a name that ends in .safetensors",
         "--out folder.safetensors": "argument --out: folder.safetensors is not a file",
@@ -216,14 +228,20 @@ BARE = [("sample", "", "the following arguments are required: PROMPT"),
         ("t5", "absent words", "absent has no folder text_encoder"),
         ("sample", '"a purple 7 moving left"', "unknown word 'purple': the toy knows only:"),
         ("sample", '"a red 7" "a red 12"', "unknown word '12'"),
-        ("sample", '"a red 7 moving left and a blue 3 moving up"', "'a red 7 moving left and a blue 3 moving up' "
-         "names more than 1 digit"),
+        ("sample", '"a red 7 and a blue 3"', "'a red 7 and a blue 3' names more than 1 digit"),
         ("sample", '"a <pad> 7"', "unknown word '<pad>'"),
         ("sample", f'"{"a " * 17}"', "a caption of 17 words is too long: use at most 16"),
         ("bench", "--against diffusers --parts text", "--parts 'text' is not known")]
-TABLE = [*((name, f"{NEEDED.get(name, '')} {line}", start) for name, line, start in EACH),
-         *((name, f"{NEEDED.get(name, '') if name != 'ablation' or line.startswith('-') else ''} {line}", start)
-           for name, lines in OTHERS.items() for line, start in lines.items()), *BARE]
+
+
+def whole_line(name, line):
+    """With the words that the command needs before the options; the ablation's own words replace them."""
+    return line if name == "ablation" and not line.startswith("-") else f"{NEEDED.get(name, '')} {line}"
+
+
+TABLE = [*((name, whole_line(name, line), start) for name, line, start in EACH), *BARE,
+         *((name, whole_line(name, line), start) for name, lines in OTHERS.items()
+           for line, start in lines.items())]
 
 
 @pytest.fixture
@@ -259,3 +277,97 @@ def test_bad_calls_get_one_line_and_exit_code_2_and_write_nothing(name, place, c
             wrong.append((line, code, error[:3]))
         assert sorted(place.rglob("*")) == before, line
     assert wrong == [] and len(rows) >= 15
+
+
+def test_the_table_is_long():
+    assert len({(name, line) for name, line, _ in TABLE}) == len(TABLE) >= 300
+
+
+# --- Every option has a type ------------------------------------------------------------------------------
+
+def actions(parser):
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from actions(sub)
+        else:
+            yield action
+
+
+def test_every_option_of_every_command_has_a_type_that_checks():
+    """So that a new option refuses an empty text, NaN and values out of range as the others do."""
+    parsers = [options() for _, options, _ in COMMANDS.values()]
+    found = [action for parser in parsers for action in actions(parser) if action.nargs != 0]
+    free = {action.dest for action in found if action.type is str}
+    unchecked = [action.dest for action in found
+                 if action.type not in (None, str) and not getattr(action.type, "checks", False)]
+    assert unchecked == [] and free == {"prompts", "negative"} and len(found) > 80
+    assert not any(parser.allow_abbrev for parser in parsers)
+
+
+def test_all_commands_of_the_package_are_in_the_table():
+    files = [*(ROOT / "minltx").rglob("*.py"), ROOT / "sample.py", ROOT / "train_tiny.py"]
+    users = {path.relative_to(ROOT).as_posix() for path in files
+             if "Parser(prog=" in path.read_text(encoding="utf-8")}
+    own = {Path(main.__code__.co_filename).relative_to(ROOT).as_posix() for main, _, _ in COMMANDS.values()}
+    # Those of the course are in test_assignments.py, as its packages are optional.
+    assert users - own == {"minltx/course/__main__.py", "minltx/course/diagrams.py", "minltx/bench/flops.py"}
+    parser = Parser(prog="any")
+    parser.add_argument("--text")
+    with pytest.raises(argparse.ArgumentTypeError):
+        parser._registry_get("type", None)("")
+    assert not_empty("x") == "x"
+
+
+def test_devices_are_known_by_name():
+    assert pick_device("cpu") == torch.device("cpu")
+    for name in ("meta", "cpu:1", "xla", "", "cuda:", "cuda:-1"):
+        with pytest.raises(ValueError, match="is not a device: use cpu, cuda or mps"):
+            pick_device(name)
+
+
+# --- Ctrl-C, and commands as they are started -------------------------------------------------------------
+
+@pytest.mark.parametrize("name, target", [
+    ("sample", "sample.sample"), ("bench", "minltx.bench.__main__.bench"), ("train_tiny", "train_tiny.train"),
+    ("conditions", "minltx.evaluation.conditions.compare"), ("ablation", "minltx.ablation.__main__.ablate"),
+    ("training", "minltx.training.__main__.train")])
+@pytest.mark.parametrize("error, code, says", [
+    (KeyboardInterrupt, 130, "stopped"), (MemoryError, 2, "out of memory"),
+    (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore"), 2, "fit in memory"),
+    (lambda: OSError(28, "No space left on device"), 2, "No space left"),
+    (lambda: ValueError("first\nsecond"), 2, "first")])
+def test_every_ending_is_one_line(name, target, error, code, says, place, capsys, monkeypatch):
+    def fail(*_):
+        raise error()
+
+    monkeypatch.setattr(target, fail)
+    found, lines = called(name, NEEDED.get(name, ""), capsys)
+    lines = [line for line in lines if line]
+    assert found == code and len(lines) == 1 and says in lines[0], lines
+
+
+def test_a_mistake_of_the_programs_keeps_its_traceback(place, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(sample, "sample", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        sample.main(["a red 7"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [
+    ["sample.py", "a red 7", "--size", "999968"], ["sample.py", "a red 7", "--frames", "1000000001"],
+    ["sample.py", "a red 7", "--out", ""], ["train_tiny.py", "--budget", "nan"],
+    ["-m", "minltx.training", "--clips", "absent"], ["-m", "minltx.ablation", "optimizer=sgd,muon"],
+    ["-m", "minltx.bench", "--size", "17x32"], ["-m", "minltx.bench.flops", "--x"],
+    ["-m", "minltx.training.memory", "--device", "x"], ["-m", "minltx.evaluation.conditions", "--clips", "0"],
+    ["-m", "minltx.pretrained.t5", "folder", "words"]], ids=" ".join)
+def test_the_answer_comes_at_once(words, place):
+    begin = time.monotonic()
+    script = [str(ROOT / words[0])] if words[0].endswith(".py") else [words[0]]
+    done = subprocess.run([sys.executable, *script, *words[1:]], capture_output=True, text=True, cwd=place,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == "", done.stderr
+    assert time.monotonic() - begin < 60      # 10 s on an idle machine; others may work on this one

@@ -210,16 +210,20 @@ def options():
     add("--all", action="store_true", help="all switches of the list")
     add("--grid", action="store_true", help="all combinations instead of one factor at a time")
     add("--seeds", type=whole(1, 1000), default=3, help="seeds 0, 1, ... (default: %(default)s)")
-    add("--minutes", type=number(0.01, 10_000), help="training time of a default run; measured once, then stored")
+    add("--minutes", type=number(0.01, 10_000),
+        help="training time of a default run; measured once, then stored")
     add("--budget", type=BUDGET, help="or: times the usual length of a run (default: 1)")
     add("--shared-budget", type=BUDGET, help="the same for the shared model (default: 1)")
     add("--jobs", type=whole(1, 256), default=1, help="runs at a time; they share the cores (default: 1)")
-    add("--prompts", type=whole(2, 100_000), default=100, help="held-out prompts to judge by (default: %(default)s)")
+    add("--prompts", type=whole(2, 100_000), default=100,
+        help="held-out prompts to judge by (default: %(default)s)")
     add("--digits", default="drawn", help="drawn, mnist or a folder of IDX files")
     add("--model", metavar="FILE", help="a short toy's model.pt to share, instead of training one")
     add("--device", type=device_name, help="cpu, cuda or mps")
-    add("--out", type=new_folder, default="runs/ablation", help="folder for everything (default: %(default)s)")
-    add("--keep", metavar="FOLDER", type=new_folder, help="copy tables, plots and reports to this folder in the end")
+    add("--out", type=new_folder, default="runs/ablation",
+        help="folder for everything (default: %(default)s)")
+    add("--keep", metavar="FOLDER", type=new_folder,
+        help="copy tables, plots and reports to this folder in the end")
     add("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     return parser
 

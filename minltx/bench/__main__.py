@@ -63,7 +63,8 @@ def options():
     parser = Parser(prog="python -m minltx.bench", description=__doc__)
     add = parser.add_argument
     add("--config", choices=PRESETS, default="toy", help="(default: %(default)s)")
-    add("--size", metavar="FxHxW", type=sizes(example="41x512x512"), help="pixels (default: the config's, one for each network)")
+    add("--size", metavar="FxHxW", type=sizes(example="41x512x512"),
+        help="pixels (default: the config's, one for each network)")
     add("--parts", help=f"some of {','.join(PARTS)} (default: all that can be compared)")
     add("--against", choices=["diffusers", "plain"], help="what to compare with, see above")
     add("--device", type=device_name, help="cpu or cuda (default: cuda if there is one)")
@@ -77,7 +78,8 @@ def options():
     add("--repeats", type=whole(1, 1000), default=7, help="(default: %(default)s)")
     add("--seed", type=SEED, default=0)
     add("--out", metavar="FILE.json", type=new_file(".json"), help="write the report here")
-    add("--headline", metavar="FOLDER", type=new_folder, help="instead: all figures of a device, see minltx/bench/headline.py")
+    add("--headline", metavar="FOLDER", type=new_folder,
+        help="instead: all figures of a device, see minltx/bench/headline.py")
     add("--items", help="of the headline (default: all)")
     add("--toy-budget", type=BUDGET, help="of the headline's training (default: 1)")
     return parser

@@ -294,7 +294,8 @@ def options():
     parser = Parser(prog="python -m minltx.course", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("build", help="write student versions and a table of points")
-    one.add_argument("--source", default=str(SOURCES), help="folder of the assignments (default: minltx's own)")
+    one.add_argument("--source", default=str(SOURCES),
+                     help="folder of the assignments (default: minltx's own)")
     one.add_argument("--out", type=new_folder, default="student", help="default: %(default)s")
     two = commands.add_parser("grade", help="grade a submission, or a folder of submissions")
     two.add_argument("path", help="a notebook or a folder")

@@ -7,6 +7,7 @@ the transformer gets a sequence (B, L, width) and a mask (B, L), 1 = keep.
 import torch
 from torch import nn
 
+from minltx import require
 from minltx.layers import Attention, FeedForward, rms_norm
 from minltx.toy.data import COLOURS, DIRECTIONS
 
@@ -18,8 +19,10 @@ MAX_WORDS = 16
 def tokenize(captions):
     """Captions -> word ids (B, L), mask (B, L), L the longest caption. "" is the null caption.
 
-    Raises ValueError for an unknown word (it lists the vocabulary) and for more than 16 words.
+    Raises ValueError for an unknown word (it lists the vocabulary), for more than 16 words, and without
+    captions.
     """
+    require.require(captions, "captions", captions, "at least one")
     rows = [text.lower().replace(",", " ").replace(".", " ").split() for text in captions]
     for row in rows:
         for word in row:
@@ -34,10 +37,12 @@ def tokenize(captions):
 
 
 class CaptionEncoder(nn.Module):
-    """Word ids (B, L) and mask (B, L) -> (B, L, width): one transformer block, which binds words together."""
+    """Word ids (B, L) and mask (B, L) -> (B, L, width): one transformer block, which binds words together.
+    Raises ValueError if the heads do not divide the width."""
 
     def __init__(self, width, heads=4):
         super().__init__()
+        require.require(width % heads == 0, "text_width", width, f"a multiple of {heads}")
         self.words = nn.Embedding(len(WORDS), width)
         self.positions = nn.Parameter(0.5 * torch.randn(MAX_WORDS, width))
         self.attention = Attention(width, heads)

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from minltx import require
+
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1),
            "yellow": (1, 1, 0), "cyan": (0, 1, 1), "magenta": (1, 0, 1)}
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y grows downwards
@@ -25,7 +27,8 @@ FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique",
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a clip looks like. Sizes in pixels, speeds in pixels per second, `digits`: how many in a clip."""
+    """What a clip looks like. Sizes in pixels, speeds in pixels per second, `digits`: how many in a clip, of
+    different colours. Raises ValueError for values that no clip can have."""
 
     frames: int = 17
     size: int = 32
@@ -33,6 +36,14 @@ class DataConfig:
     digits: int = 1
     fps: float = 16.0
     speed: tuple = (5.0, 9.0)
+
+    def __post_init__(self):
+        require.whole("frames", self.frames, 1, 10**6)
+        require.row("size", self.clip_shape[1:], 2, require.whole, 1, 10**5)
+        require.whole("digits", self.digits, 0, len(COLOURS))
+        require.whole("digit_size", self.digit_size, 0, min(self.clip_shape[1:]))
+        require.number("fps", self.fps, 0.001, 1000)
+        require.row("speed", self.speed, 2, require.number, 0, 1e6)
 
     @property
     def clip_shape(self):
@@ -132,7 +143,8 @@ class MovingDigits:
     """An endless, seeded set of clips over one bank of digits.
 
     images (n, h, w) in [0, 1] and labels (n,) come from `draw_digits` or from `minltx.toy.mnist`. `on_black`
-    has the same digits on black, from which a classifier learns: here it is this set itself.
+    has the same digits on black, from which a classifier learns: here it is this set itself. Raises
+    ValueError if one of the ten digits has no image, or if digits move further than the frame has room.
     """
 
     def __init__(self, images, labels, config):

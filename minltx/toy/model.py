@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minltx import require
 from minltx.dit import DiT, DiTConfig
 from minltx.files import read_torch, write_torch
 from minltx.flow import schedule_from, shifted_schedule
@@ -53,7 +54,9 @@ class ToyModel(nn.Module):
         return self.text(ids, mask), mask
 
     def check(self, captions):
-        """Raises ValueError if a caption has an unknown word, or more digits than a training clip had."""
+        """Raises ValueError if there is no caption, or one has an unknown word, or more digits than a clip
+        of the training had."""
+        require.require(captions and not isinstance(captions, str), "captions", captions, "a list of texts")
         if self.config.stored_text:
             return [self.text.check(caption) for caption in captions]
         tokenize(captions)
@@ -68,7 +71,8 @@ class ToyModel(nn.Module):
         """How this model samples a video of size (frames, height, width): `sampler.Sampling`.
 
         None means the toy's default. change, in (0, 1], is for video-to-video: start from that time. more:
-        other fields of Sampling.
+        other fields of Sampling. Raises ValueError for sizes that the VAE cannot encode, for less than one
+        step, and for change outside [0, 1].
         """
         tokens = math.prod(self.vae.latent_shape(*(size or self.config.data.clip_shape))[1:])
         schedule = shifted_schedule(STEPS if steps is None else steps, tokens)
@@ -91,8 +95,8 @@ class ToyModel(nn.Module):
         size (frames, height, width) defaults to the training clips'. conditions are (video (1 or B, 3, F', H,
         W), frame where it starts, strength). start (1 or B, 3, F, H, W) is a video to change, with
         change=0.7 for example. how: steps, guidance, fps and whatever else `sampling` takes. The same seed
-        gives the same video, whatever else is in the batch. Raises ValueError for unknown words, and for
-        sizes that the VAE cannot encode.
+        gives the same video, whatever else is in the batch. Raises ValueError for unknown words, for
+        sizes that the VAE cannot encode, for another number of seeds, and as `sampler.generate` does.
         """
         self.check(captions)
         size = size or self.config.data.clip_shape

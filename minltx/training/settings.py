@@ -59,14 +59,14 @@ class Settings(VAERecipe, FlowRecipe):
 
 
 LAYOUTS = ("free", "start", "still", "end", "keyframe")
-CHOICES = {"precision": ("float32", "bf16"), "optimizer": ("muon", "adamw"), "perceptual": ("digits", "lpips"),
-           "freeze_encoder": (False, True)}
+CHOICES = {"precision": ("float32", "bf16"), "optimizer": ("muon", "adamw"),
+           "perceptual": ("digits", "lpips"), "freeze_encoder": (False, True)}
 RANGES = {**{name: (require.whole, 1, 10**9) for name in ("discriminator_width", "latents", "dit_steps",
                                                           "dit_batch", "micro_batches")},
-          **{name: (require.number, 0, 100) for name in ("vae_lr", "vae_adam_lr", "discriminator_lr", "dit_lr",
-                                                         "dit_adam_lr")},
-          **{name: (require.number, 0, 1) for name in ("noise_range", "clean", "caption_dropout", "conditioned",
-                                                       "soft", "condition_noise")},
+          **{name: (require.number, 0, 100) for name in ("vae_lr", "vae_adam_lr", "discriminator_lr",
+                                                         "dit_lr", "dit_adam_lr")},
+          **{name: (require.number, 0, 1) for name in ("noise_range", "clean", "caption_dropout",
+                                                       "conditioned", "soft", "condition_noise")},
           "ema": (require.number, 0, 0.999999), "token_drop": (require.number, 0, 0.99)}
 
 TOY = Settings(model=ModelConfig(
