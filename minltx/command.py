@@ -32,6 +32,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {printable(message)} (see --help)\n")
 
 
+def too_large(error):
+    """Whether a RuntimeError of torch's means that sizes do not fit in memory."""
+    return isinstance(error, RuntimeError) and bool(re.search("memory|overflow", str(error)))
+
+
+def in_one_line(error):
+    """An exception's message without its later lines."""
+    line = (str(error).splitlines() or [""])[0] or "out of memory"
+    return printable(f"this does not fit in memory, use smaller sizes ({line})" if too_large(error) else line)
+
+
 @contextmanager
 def one_line(parser, stopped="stopped"):
     """Inside, a mistake becomes one line and exit code 2, and Ctrl-C the line `stopped` and exit code 130."""
@@ -40,12 +51,9 @@ def one_line(parser, stopped="stopped"):
     except KeyboardInterrupt:
         parser.exit(130, f"\n{parser.prog}: {stopped}\n")
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        line = (str(error).splitlines() or [""])[0] or "out of memory"
-        if isinstance(error, RuntimeError):
-            if not re.search("memory|overflow", line):
-                raise                                   # not a mistake of the user's
-            line = f"this does not fit in memory, use smaller sizes ({line})"
-        parser.exit(2, f"{parser.prog}: {printable(line)}\n")
+        if isinstance(error, RuntimeError) and not too_large(error):
+            raise                                       # not a mistake of the user's
+        parser.exit(2, f"{parser.prog}: {in_one_line(error)}\n")
 
 
 def check_together(args, needs=(), excludes=()):

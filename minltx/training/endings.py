@@ -16,6 +16,8 @@ import time
 from contextlib import contextmanager
 from datetime import timedelta
 
+from minltx.command import in_one_line, too_large
+
 STOPPED = "stopped; the same command with --resume goes on from the last checkpoint"
 PATIENCE = 2.0      # seconds that a process waits for the notes of the others
 LOST = re.compile("gloo|nccl|connection (closed|reset)|broken pipe|process group", re.IGNORECASE)
@@ -32,13 +34,15 @@ def one_line(parser):
     with sigterm_as_ctrl_c(notes, parser.prog):
         try:
             yield
-        except (ValueError, OSError, Diverged, KeyboardInterrupt) as error:
+        except (ValueError, OSError, MemoryError, Diverged, KeyboardInterrupt) as error:
             code = 130 if isinstance(error, KeyboardInterrupt) else 3 if isinstance(error, Diverged) else 2
-            line = f"{parser.prog}: {STOPPED if code == 130 else error}"
+            line = f"{parser.prog}: {STOPPED if code == 130 else in_one_line(error)}"
             if notes is None:
                 parser.exit(code, "\n" * (code == 130) + line + "\n")
             end(code, notes.own_line(line))
         except RuntimeError as error:
+            if notes is None and too_large(error):
+                parser.exit(2, f"{parser.prog}: {in_one_line(error)}\n")
             if notes is None or not LOST.search(str(error)):
                 raise
             end(1, notes.line_about_others(parser.prog))
