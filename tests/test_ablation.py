@@ -320,7 +320,7 @@ def test_mistakes_are_reported_before_anything_is_trained(tmp_path, capsys):
                              (["nothing"], "is not a switch"),
                              (["times=uniform,logit-normal", "coordinates", "--grid", "--prompts", "1"],
                               "1 is out of range: use 2 to 100000"),
-                             (["model.dit.heads=4,7"], "model.dit.heads = 7 cannot be trained: ")):
+                             (["model.dit.heads=4,7"], "heads is 7: use a number that divides the width 96")):
         with pytest.raises(SystemExit) as stop:
             ablation.main([*options, "--out", str(tmp_path / "out")])
         assert stop.value.code == 2
