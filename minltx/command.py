@@ -193,11 +193,11 @@ def device_name(text):
 
 
 def pick_device(name=None):
-    """"cpu", "cuda", "cuda:1" or "mps" -> torch.device; None: cuda if available. Raises ValueError if it is
-    another name, or missing."""
+    """"cpu", "cuda", "cuda:1", "mps" or a torch.device -> torch.device; None: cuda if available. Raises
+    ValueError if it is another name, or missing."""
     import torch
 
-    if name is not None and not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name):
+    if name is not None and not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", str(name)):
         raise ValueError(f"{name!r} is not a device: use cpu, cuda or mps")
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

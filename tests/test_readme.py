@@ -206,6 +206,7 @@ def understood(module, arguments, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(Parsed) as stopped:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        patch.setattr("minltx.command.pick_device", lambda name: name)         # a page may name a GPU
         code.main(arguments)
     args = stopped.value.args[0]
     if module == "minltx.training":
