@@ -15,16 +15,19 @@ from pathlib import Path
 import pytest
 import torch
 from test_training import SMALL, Killed
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from minltx.ablation import __main__ as ablation
-from minltx.ablation import ideas, runner, switches, verdicts
+from minltx.ablation import cost, ideas, runner, switches, verdicts
 from minltx.ablation.ideas import Idea, identity, identity_in
 from minltx.dit import Block
 from minltx.evaluation.digits import DigitClassifier
 from minltx.evaluation import report as judging
-from minltx.toy.data import draw_digits
-from minltx.toy.model import save_checkpoint
+from minltx.toy.data import MovingDigits, draw_digits
+from minltx.toy.model import SHIPPED, save_checkpoint
 from minltx.training import loops
+from minltx.training.latents import take_vae
 from minltx.training.settings import from_stored, stored
 
 ROOT = Path(__file__).parents[1]
@@ -127,13 +130,15 @@ def test_the_stored_claims_count_as_done_and_their_table_is_recounted():
     chosen = dict(map(switches.parse_switch, asked["switches"]))
     rows, runs = ablation.plan(chosen, asked["seeds"], asked["grid"])
     assert len(chosen) >= 12 and asked["seeds"] >= 3
-    assert len(runs) == len(list(CLAIMS.glob("*/*/seed*/report.json")))
+    found = verdicts.read(CLAIMS, rows)                            # of some rows more seeds than asked for
+    kept = {verdicts.folder_of(*row, seed) for row in rows for seed in range(len(found[row[:2]]))}
+    assert kept >= {*runs} and len(kept) == len(list(CLAIMS.glob("*/*/seed*/report.json")))
     for where, (_, _, stage, idea, seed) in runs.items():
         assert ablation.is_done(CLAIMS / where, idea, switches.LENGTH[stage])
         report = json.loads((CLAIMS / where / "report.json").read_text())
         settings = switches.settings_for(idea, stage, report["budget"] / report["step_cost"])
         assert stored(settings) == from_stored(report["settings"])[0] and report["seed"] == seed
-    lines = verdicts.collect(CLAIMS, rows, asked["seeds"])
+    lines = verdicts.collect(CLAIMS, rows)
     assert verdicts.markdown(lines, chosen) == (CLAIMS / "table.md").read_text()
     with open(CLAIMS / "table.csv") as file:
         assert [line["values"] for line in csv.DictReader(file)] == \
@@ -164,10 +169,54 @@ def test_the_compute_of_an_idea_is_that_of_its_own_modules(small):
     assert twice == pytest.approx(runner.flops(Idea({"model.dit.depth": 4}), "dit", digits))
 
 
+def counted_as_torch_does(work):
+    """Without the fused attention of a CPU."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def counted_as_plain_products(work):
+    """With attention as the products that it is made of."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return counted_as_torch_does(work)
+
+
+def test_attention_is_counted_as_its_products(small):
+    settings = switches.settings_for(Idea(), "dit")
+    steps = runner.dit_steps(Idea(), settings, MovingDigits(*draw_digits(50, 0), settings.model.data))
+    assert len(steps) == len(settings.layouts)
+    for _, step in steps:
+        assert runner.counted(step) == counted_as_plain_products(step) > 1.01 * counted_as_torch_does(step)
+
+
+def test_only_pairs_that_attend_are_charged(small):
+    """Attention in space, then time, as if each frame and each place were attended alone; a caption's padding
+    and a causal mask."""
+    q, k, v = (torch.randn(2, 4, 24, 12, requires_grad=True) for _ in range(3))
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def charged(count, *tensors, **how):
+        return count(lambda: attend(*tensors, **how).sum().backward())
+
+    for group in (torch.arange(24) // 8, torch.arange(24) % 8):
+        alone = sum(charged(counted_as_plain_products, *(x[:, :, group == g] for x in (q, k, v)))
+                    for g in group.unique())
+        assert charged(runner.counted, q, k, v, attn_mask=(group[:, None] == group)[None, None]) == alone > 0
+    dense = charged(counted_as_plain_products, q, k, v)
+    assert charged(runner.counted, q, k, v, attn_mask=torch.full((2, 1, 1, 24), -10000.0)) == dense
+    assert charged(runner.counted, q, k, v, is_causal=True) == dense * 25 / 48
+    full, both = (runner.flops(idea, "dit", draw_digits(50, 0))
+                  for idea in (Idea(), switches.SWITCHES["attention"].levels["space-time"]))
+    assert 0.7 * full < both < full
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["vae/gan=reconstruction", "vae/gan=ordinary", "decoder/decoder=plain",
                                    "dit/attention=space-time", "dit/token-drop=0.2"])
-def test_steps_cost_what_they_cost_in_the_stored_claims(where):
+def test_steps_cost_what_they_cost_in_the_stored_claims(where, monkeypatch):
+    """The transformers among them were matched when attention on a CPU counted 0."""
+    monkeypatch.setattr(runner, "counted", counted_as_torch_does)
     report = json.loads((CLAIMS / where / "seed0" / "report.json").read_text())
     stage, name, level = re.fullmatch(r"(\w+)/(.+)=(.+)", where).groups()
     digits, idea = draw_digits(200, 0), switches.SWITCHES[name].levels[level]
@@ -187,39 +236,172 @@ def test_minutes_are_timed_once_and_kept(small, tmp_path, monkeypatch):
     assert ablation.calibrate(args, tmp_path, {"vae"}) == {"vae": switches.LENGTH["vae"]}
 
 
+# --- The cost, before it starts ---------------------------------------------------------------------------
+
+def asked_for(*words):
+    return ablation.options().parse_args(words)
+
+
+def test_the_whole_cost_is_said_before_anything_is_trained(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cost, "load_digits", lambda source, seed: (draw_digits(50, 0), None))
+    monkeypatch.setattr(cost, "seconds", lambda idea, stage, digits: {"dit": 600.0, "both": 1200.0}[stage])
+    monkeypatch.setattr(cost, "seconds_of_the_rest", lambda stage, digits, prompts: (120.0, 60.0))
+    monkeypatch.setattr(cost, "classifier_seconds", lambda digits: 30.0)
+    monkeypatch.setattr(cost, "IMPORTS", 0.0)
+
+    def trained(*args):
+        raise OSError("now it starts")
+
+    monkeypatch.setattr(ablation, "prepare", trained)
+    for more, toy in (((), 0), (("--model", "short", "--shared-budget", "0.5"), 10)):
+        with pytest.raises(SystemExit):
+            ablation.main(["rope=exponential,none", "--seeds", "3", "--budget", "0.5", "--jobs", "2", *more,
+                           "--out", str(tmp_path)])
+        shown = capsys.readouterr()
+        assert "now it starts" in shown.err
+        first, *parts, power = shown.out.splitlines()[1:]
+        minutes = 0.5 + toy + 6 * 0.3 * 10 + 6 * 1 + 3 * 2      # latents are encoded once for each seed
+        assert first == f"about {minutes / 2:.0f} min in all, 2 at a time:"
+        assert sum(float(part.split(" min ")[0]) for part in parts) == pytest.approx(minutes, abs=0.2)
+        assert any("6 runs of stage dit" in part for part in parts) and "3.3 standard deviations" in power
+        assert any("short toy" in part for part in parts) == bool(toy)
+    assert "corrected for 4 comparisons" in cost.announce({"x": 60.0}, 1, 5, 4)
+    assert "no verdicts" in cost.announce({"x": 60.0}, 1, 2, 4)
+
+
+@pytest.mark.parametrize("stage", ["vae", "decoder", "dit", "both"])
+def test_the_rest_of_a_run_is_measured(small, stage):
+    encoding, judging = cost.seconds_of_the_rest(stage, draw_digits(50, 0), 4)
+    assert judging > 0 and (encoding > 0) == (stage in ("dit", "both"))
+    assert cost.classifier_seconds(draw_digits(50, 0)) > 0
+
+
+def test_transformers_share_the_shipped_vae_and_nothing_is_trained_for_them(tmp_path):
+    config = switches.settings_for(Idea(), "dit").model
+    take_vae(Idea().build(config), SHIPPED)                                # raises if it does not fit
+    here = asked_for("--out", str(tmp_path))
+    assert ablation.shared_model(here, tmp_path, "dit") == SHIPPED
+    assert ablation.missing(here, tmp_path, {"dit", "vae"}) == (True, False)
+    assert ablation.missing(here, tmp_path, {"decoder"}) == (True, True)
+    short = tmp_path / "shared" / "model.pt"
+    for args in (asked_for("--model", "short"), asked_for("--digits", "mnist")):
+        assert ablation.shared_model(args, tmp_path, "dit") == short
+        assert ablation.missing(args, tmp_path, {"dit"})[1]
+        assert not ablation.missing(args, tmp_path, {"vae"})[1]
+    short.parent.mkdir()
+    short.touch()
+    own = asked_for("--model", str(short))
+    assert {ablation.shared_model(own, tmp_path, stage) for stage in ("dit", "decoder")} == {short}
+    assert not ablation.missing(asked_for("--model", "short"), tmp_path, {"dit", "decoder"})[1]
+    with pytest.raises(ValueError, match="there is no such file"):
+        ablation.shared_model(asked_for("--model", str(tmp_path / "absent.pt")), tmp_path, "dit")
+
+
 # --- Verdicts ---------------------------------------------------------------------------------------------
 
 def test_comparisons_are_paired_by_seed():
     far = verdicts.compare([11.0, 21.0, 31.2], [10.0, 20.0, 30.0])      # seeds differ more than levels do
-    assert far["difference"] == pytest.approx(1.0667, abs=1e-3) and far["clear"] and far["spread"] > 10
-    assert not verdicts.compare([11.0, 19.0, 31.0], [10.0, 20.0, 30.0])["clear"]        # not of one sign
-    assert not verdicts.compare([10.1, 23.0, 30.1], [10.0, 20.0, 30.0])["clear"]        # one seed alone
-    assert not verdicts.compare([11.0], [10.0])["clear"]                            # one seed has no spread
+    assert far["difference"] == pytest.approx(1.0667, abs=1e-3) and far["spread"] > 10
+    assert 0.9 > far["low"] > 0.7 and far["high"] < 1.4 and far["p"] < 0.01
+    assert verdicts.compare([11.0, 19.0, 31.0], [10.0, 20.0, 30.0])["low"] < 0          # not of one sign
+    alone = verdicts.compare([11.0], [10.0])                                        # one seed has no spread
+    assert alone["low"] is alone["high"] is alone["p"] is None and alone["difference"] == 1
+    more = verdicts.compare([11.0, 21.0, 31.2, 9.0], [10.0, 20.0, 30.0])         # a seed without a partner
+    assert more["seeds"] == 3 and more["difference"] == far["difference"] and more["mean"] == 18.05
+
+
+def lines(levels, figure="validation"):
+    """{level: values by seed} as a table's lines of the switch "s"."""
+    return [{"switch": "s", "level": level, "figure": figure, "values": values}
+            for level, values in levels.items()]
+
+
+def words(switch, levels):
+    """Level -> the verdict against it."""
+    return {found["other"]: found["verdict"]
+            for found in verdicts.verdicts(lines(levels, switch.figure), {"s": switch})}
+
+
+LOW, HIGH, WIDE = [1.0, 1.1, 0.9, 1.2], [2.0, 2.2, 1.9, 2.1], [1.5, 0.5, 1.6, 0.9]
 
 
 def test_verdicts_say_what_the_numbers_say():
-    less_is_better = "validation"
-    switch = switches.Switch("dit", {"a": Idea(), "b": Idea()}, "a beats b", less_is_better, "a")
-
-    def lines(a, b):
-        return [{"switch": "s", "level": level, "figure": "validation", "values": values}
-                for level, values in (("a", a), ("b", b))]
-
-    assert verdicts.verdict(switch, "s", lines([1.0, 1.1], [2.0, 2.2]))[0] == "holds"
-    assert verdicts.verdict(switch, "s", lines([2.0, 2.2], [1.0, 1.1]))[0] == "does not hold"
-    assert verdicts.verdict(switch, "s", lines([2.0, 1.0], [1.0, 2.2]))[0] == "undecided"
-    third = [*lines([1.0, 1.1], [2.0, 2.2]), {"switch": "s", "level": "c", "figure": "validation",
-                                              "values": [0.5, 0.4]}]
-    assert verdicts.verdict(switch, "s", third)[0] == "holds against b; does not hold against c"
+    switch = switches.Switch("dit", {"a": Idea(), "b": Idea()}, "a beats b", "validation", "a")
+    assert words(switch, {"a": LOW, "b": HIGH}) == {"b": "holds"}                 # less of a loss is better
+    assert words(switch, {"a": HIGH, "b": LOW}) == {"b": "does not hold"}
+    assert words(switch, {"a": WIDE, "b": LOW}) == {"b": "cannot be told"}
+    assert words(switch, {"a": LOW, "b": HIGH, "c": [0.5, 0.4, 0.2, 0.4], "d": WIDE}) == {
+        "b": "holds", "c": "does not hold", "d": "cannot be told"}
     alone = replace(switch, levels={"a": Idea()}, figure="first frame")            # a difference itself
-    for values, answer in (([0.2, 0.3], "holds"), ([-0.2, -0.3], "does not hold"),
-                           ([0.2, -0.3], "undecided")):
-        lone = [{"switch": "s", "level": "a", "figure": "first frame", "values": values}]
-        assert verdicts.verdict(alone, "s", lone)[0] == answer
-    free = replace(switch, no_worse=True)
-    assert verdicts.verdict(free, "s", lines([2.0, 1.0], [1.0, 2.2]))[0] == "no cost seen"
-    assert verdicts.verdict(free, "s", lines([2.0, 2.2], [1.0, 1.1]))[0] == "does not hold"
-    assert verdicts.verdict(replace(switch, better="c"), "s", lines([1.0], [2.0])) is None
+    for values, answer in (([0.2, 0.3, 0.2], "holds"), ([-0.2, -0.3, -0.3], "does not hold"),
+                           ([0.2, -0.3, 0.1], "cannot be told"), ([0.0, 0.0, 0.0], "cannot be told")):
+        assert words(alone, {"a": values}) == {"0": answer}
+    assert words(replace(switch, better="c"), {"a": LOW, "b": HIGH}) == {}
+
+
+def test_a_claim_that_something_is_free_allows_a_small_cost():
+    free = switches.Switch("dit", {"a": Idea(), "b": Idea()}, "a is free", "digit", "a", allowed=5.0)
+    other = [50.0, 60.0, 55.0, 40.0]
+    for cost, answer in (((1, 1.5, 2, 1), "holds"), ((20, 21, 22, 20), "does not hold"),
+                         ((6, 1, 9, -2), "cannot be told"), ((-9, -8, -10, -9), "holds")):
+        assert words(free, {"a": [x - c for x, c in zip(other, cost)], "b": other}) == {"b": answer}
+    assert words(replace(free, allowed=0.0), {"a": [x - 1 - i / 9 for i, x in enumerate(other)],
+                                              "b": other}) == {"b": "does not hold"}
+
+
+def test_every_claim_of_the_table_makes_the_others_harder():
+    switch = switches.Switch("dit", {"a": Idea(), "b": Idea()}, "a beats b", "validation", "a")
+    close = {"a": [1.0, 1.1, 0.9, 1.05], "b": [1.3, 1.25, 1.3, 1.2]}
+    assert words(switch, close) == {"b": "holds"}
+    assert words(switch, {**close, **{f"none {i}": [1.02, 1.08, 0.9, 1.05] for i in range(9)}})["b"] == \
+        "cannot be told"
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_too_few_seeds_give_no_verdict_however_far_apart(seeds):
+    switch = switches.Switch("dit", {"a": Idea(), "b": Idea()}, "a beats b", "validation", "a")
+    levels = {"a": LOW[:seeds], "b": [1000.0, 1000.1][:seeds]}
+    assert words(switch, levels) == {"b": "no verdict with fewer than 3 seeds"}
+    table = [{**line, "stage": "dit", "reference": "a", "corrected": None,
+              **verdicts.compare(line["values"], levels["a"])} for line in lines(levels)]
+    verdicts.correct(table[1:])
+    assert "*" not in verdicts.cell(table[1]) and "no verdict" in verdicts.markdown(table, {"s": switch})
+
+
+def test_effects_have_units_and_are_positive_in_favour_of_the_claim():
+    assert {figure for figures in switches.STAGES.values() for figure in figures} == set(switches.UNITS)
+    loss = switches.Switch("dit", {"a": Idea(), "b": Idea()}, "a beats b", "validation", "a")
+    found, = verdicts.verdicts(lines({"a": [0.5, 0.7, 0.6], "b": [1.0, 1.1, 0.9]}), {"s": loss})
+    assert found["effect"] == pytest.approx(40) and found["unit"] == "% of the loss"
+    share = replace(loss, stage="vae", figure="motion")
+    found, = verdicts.verdicts(lines({"a": [0.9, 0.8, 0.8], "b": [0.7, 0.7, 0.8]}, "motion"), {"s": share})
+    assert found["effect"] == pytest.approx(10) and found["unit"] == "% of the clips' motion"
+    assert found["low"] < 10 < found["high"] and found["visible"] > 10
+
+
+def test_the_tables_explain_their_signs(tmp_path):
+    """Plus-minus, the star, p, the words, and what could have been seen; with the numbers that decide."""
+    rows = [("s", "a", "dit", Idea()), ("s", "b", "dit", Idea({"dit_lr": 0.1}))]
+    for row, values in zip(rows, (LOW, HIGH)):
+        for seed, value in enumerate(values[:3] if row[1] == "b" else values):
+            path = tmp_path / verdicts.folder_of(*row, seed) / "report.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps({**identity(row[3]), "budget": 1.0, "figures": {"validation": value}}))
+    switch = switches.Switch("dit", {"a": Idea(), "b": Idea()}, "a beats b", "validation", "a")
+    found = verdicts.collect(tmp_path, rows)
+    assert [line["seeds"] for line in found] == [4, 3] and found[0]["corrected"] is None
+    claims, signs, table, legend = verdicts.markdown(found, {"s": switch}).split("\n\n")
+    row = [text.strip() for text in claims.splitlines()[2].split("|")[1:-1]]
+    assert row[:4] == ["a beats b", "s", "a against b", "3"] and row[7] == "**holds**"
+    assert row[4] == "+51 % of the loss" and re.fullmatch(r"\+\d+ to \+\d+", row[5])
+    for text in ("Better by", "95 % interval", "Holm", "all 1 comparisons", "Holds", "does not hold",
+                 "Cannot be told", "Visible from"):
+        assert text in " ".join(signs.split())
+    assert "| s | b | 3 | 2.03 ± 0.15 (+1.03 ± 0.14*) |" in table
+    assert "standard deviation over seeds" in legend and "`*`" in legend and "fewer than 3" in legend
+    other = json.loads(path.read_text())
+    path.write_text(json.dumps({**other, "budget": 2.0}))             # another budget is not the next seed
+    assert [line["seeds"] for line in verdicts.collect(tmp_path, rows)] == [4, 2]
 
 
 # --- Runs -------------------------------------------------------------------------------------------------
@@ -463,15 +645,16 @@ def test_the_documented_idea_is_trained_and_compared_by_the_documented_command(t
         words[words.index(option) + 1] = value
     head, call = re.search(r"(.*def forward\([^\n]*\n)(.*)", file, re.S).groups()
     (tmp_path / "mine.py").write_text(f'{head}        open("{tmp_path}/trace.txt", "a").write("x")\n{call}')
-    process = command(tmp_path, *words, "--shared-budget", 0.02, "--prompts", 4)
+    process = command(tmp_path, *words, "--prompts", 4)
     output = process.communicate()[0]
     assert process.returncode == 0, output
     runs = tmp_path / "runs" / "ablation"
     table = (runs / "table.md").read_text()
     assert table in output and (runs / "plot.png").exists()
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| mine |")]
-    assert [row[1] for row in rows] == ["default", "NoGates"] and rows[0][2] != rows[1][2]
-    assert "(" in rows[1][2] and "(" not in rows[0][2]                      # the difference from the default
+    assert [row[1] for row in rows] == ["default", "NoGates"] and rows[0][3] != rows[1][3]
+    assert "(" in rows[1][3] and "(" not in rows[0][3]                      # the difference from the default
+    assert "no verdicts" in output and "short toy" not in output
     reports = [json.loads((runs / "dit" / name / "seed0" / "report.json").read_text())
                for name in ("reference", "mine=NoGates")]
     assert reports[0]["settings"] == reports[1]["settings"] and reports[0]["idea"] == []

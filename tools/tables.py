@@ -135,9 +135,10 @@ def claims_text():
     spent = {stage: [minutes(run) for run in runs if run["stage"] == stage]
              for stage in dict.fromkeys(run["stage"] for run in runs)}
     means = ", ".join(f"{stage} {sum(m) / len(m):.1f}" for stage, m in spent.items())
-    return (folder / "table.md").read_text().split("\n\n")[0] + (
-        f"\n\n`{asked['command']}`: {len(runs)} runs, {asked['seeds']} seeds, minutes of training each: "
-        f"{means}. Hardware: {found(*(run['hardware'] for run in runs))}.")
+    verdicts, signs = (folder / "table.md").read_text().split("\n\n")[:2]
+    return f"{verdicts}\n\n{signs}\n\n" + (
+        f"`{asked['command']}`: {len(runs)} runs, seeds 0 to {max(run['seed'] for run in runs)}, minutes of "
+        f"training each: {means}. Hardware: {found(*(run['hardware'] for run in runs))}.")
 
 
 # --- Benchmarks -------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Test an idea with one command: train it and the default with the same compute, over seeds, and compare.
 
-    python -m minltx.ablation rope=exponential,inverse,none --seeds 3 --minutes 3
+    python -m minltx.ablation rope=exponential,inverse,none --seeds 5 --minutes 3
     python -m minltx.ablation loss.dwt=0.1,0,0.5      any field of training.settings.Settings is a switch
     python -m minltx.ablation mine.py:NoGates         a class in a file of your own, see docs/ablations.md
     python -m minltx.ablation rope qk-norm --grid     all combinations, not one factor at a time
@@ -8,8 +8,10 @@
 
 The first level of a switch is what the others are compared with, seed by seed. Equal compute means equal
 floating-point operations, counted by torch: a variant whose step costs twice as much does half the steps.
-Every run has a folder of its own and resumes where it was stopped, so the same command after a stop finishes
-the same table. A new switch is added in `minltx.ablation.switches` and nowhere else.
+The whole cost is printed before anything is trained. Every run has a folder of its own and resumes where it
+was stopped, so the same command after a stop finishes the same table; with more --seeds it only adds runs.
+Verdicts need 3 seeds, and small differences more: see `minltx.ablation.paired`. A new switch is added in
+`minltx.ablation.switches` and nowhere else.
 """
 
 import argparse
@@ -22,11 +24,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import minltx.threads                                              # before torch: how threads wait
 import torch
 
+from minltx.ablation.cost import announce, estimate
 from minltx.ablation.ideas import Idea, combine, explain, identity, identity_in, reference
 from minltx.ablation.runner import seconds, steps_of, train, train_and_judge
 from minltx.ablation.switches import LENGTH, SWITCHES, parse_switch
@@ -35,7 +39,7 @@ from minltx.command import BUDGET, Parser, check_together, device_name, new_fold
 from minltx.evaluation.digits import train_classifier
 from minltx.files import put_in_place, write_torch
 from minltx.toy.data import MovingDigits, draw_digits, load_digits
-from minltx.toy.model import save_checkpoint
+from minltx.toy.model import SHIPPED, save_checkpoint
 from minltx.training.settings import SHORT, scaled
 
 
@@ -72,24 +76,53 @@ def try_all(rows):
 
 # --- What the runs share ----------------------------------------------------------------------------------
 
+def shared_model(args, out, stage):
+    """The file whose VAE a transformer is trained for, or whose encoder and transformer a new decoder. The
+    shipped toy has the VAE of the runs, but it was trained for drawn digits, and its transformer for longer
+    clips: where it does not fit, a short toy is trained. Raises ValueError if --model does not exist."""
+    if args.model and args.model != "short":
+        if not Path(args.model).is_file():
+            raise ValueError(f"--model {args.model}: there is no such file")
+        return Path(args.model)
+    fits = stage == "dit" and args.digits == "drawn" and not args.model
+    return SHIPPED if fits else out / "shared" / "model.pt"
+
+
+def missing(args, out, stages):
+    """Whether the digit classifier, and whether the short toy that some stages share, must be trained."""
+    toys = [shared_model(args, out, stage) for stage in stages & {"dit", "decoder"}]
+    return not (out / "frame_classifier.pt").exists(), not all(toy.exists() for toy in toys)
+
+
 def prepare(args, out, stages):
-    """The digit classifier, and the model whose VAE (and transformer) the other stages build on -> what the
-    specs of all runs contain."""
-    classifier, model = out / "frame_classifier.pt", Path(args.model or out / "shared" / "model.pt")
+    """Train the digit classifier and the short toy, if they are needed and not there -> what the specs of
+    all runs contain."""
+    no_classifier, no_toy = missing(args, out, stages)
+    classifier = out / "frame_classifier.pt"
     (out / "latents").mkdir(parents=True, exist_ok=True)
-    if not classifier.exists():
+    if no_classifier:
         print("training the digit classifier, once", flush=True)
         digits = MovingDigits(*load_digits(args.digits, 0)[0], SHORT.model.data)
         weights = train_classifier(digits).state_dict()
         write_torch(classifier, dict(weights))
-    if stages & {"dit", "decoder"} and not model.exists() and not args.model:
-        print("training a whole short toy, once: the runs share its VAE", flush=True)
+    if no_toy:
+        print("training a whole short toy, once: the runs share it", flush=True)
         spec = {"stage": "both", "seed": 0, "digits": args.digits, "device": args.device}
         run, _ = train(Idea(), scaled(SHORT, args.shared_budget or 1.0), spec, out / "shared")
-        save_checkpoint(model, run.model, half=True)
+        save_checkpoint(out / "shared" / "model.pt", run.model, half=True)
     return {"prompts": args.prompts, "digits": args.digits, "device": args.device,
-            "classifier": str(classifier.resolve()), "model": str(model.resolve()),
-            "latents": str((out / "latents").resolve())}
+            "classifier": str(classifier.resolve()), "latents": str((out / "latents").resolve())}
+
+
+@contextmanager
+def threads_of_a_run(jobs):
+    """Inside, torch has as many threads as each of so many runs at a time, so that times are theirs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // jobs))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def calibrate(args, out, stages):
@@ -100,11 +133,10 @@ def calibrate(args, out, stages):
         return {stage: (args.budget or 1.0) * LENGTH[stage] for stage in stages}
     path = out / "budget.json"
     budget = json.loads(path.read_text()) if path.exists() else {}
-    digits, threads = load_digits(args.digits, 0)[0], torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // args.jobs))
-    for stage in sorted(stages - set(budget)):
-        budget[stage] = round(60 * args.minutes / seconds(Idea(), stage, digits), 4)
-    torch.set_num_threads(threads)
+    digits = load_digits(args.digits, 0)[0]
+    with threads_of_a_run(args.jobs):
+        for stage in sorted(stages - set(budget)):
+            budget[stage] = round(60 * args.minutes / seconds(Idea(), stage, digits), 4)
     put_in_place(path, lambda part: part.write_text(json.dumps(budget)))
     return budget
 
@@ -123,18 +155,25 @@ def is_done(folder, idea, budget):
     return (folder / "report.json").exists()
 
 
-def run_all(args, out, runs):
-    """Do the runs that are not done yet, `args.jobs` at a time, each in a process of its own."""
+def run_all(args, out, runs, comparisons):
+    """Say what the runs that are not done yet will take; do them, `args.jobs` at a time, each in a process of
+    its own. comparisons: how many verdicts the table will have."""
     budget = calibrate(args, out, {stage for _, _, stage, _, _ in runs.values()})
     todo = {out / where: run for where, run in runs.items()
             if not is_done(out / where, run[3], budget[run[2]])}
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them done", flush=True)
     if not todo:
         return
-    shared = prepare(args, out, {stage for _, _, stage, _, _ in todo.values()})
+    stages = {stage for _, _, stage, _, _ in todo.values()}
+    with threads_of_a_run(args.jobs):
+        parts = estimate(args, [(stage, seed) for _, _, stage, _, seed in todo.values()], budget,
+                         *missing(args, out, stages))
+    print(announce(parts, args.jobs, args.seeds, comparisons), flush=True)
+    shared = prepare(args, out, stages)
     for folder, (_, level, stage, idea, seed) in todo.items():
         spec = {"stage": stage, "level": level, "classes": [reference(cls) for cls in idea.classes],
-                **identity(idea), "seed": seed, "budget": budget[stage], **shared}
+                **identity(idea), "seed": seed, "budget": budget[stage],
+                "model": str(shared_model(args, out, stage).resolve()), **shared}
         put_in_place(folder / "spec.json", lambda part: part.write_text(json.dumps(spec)))
     run_workers(list(todo), args.jobs)
 
@@ -191,7 +230,7 @@ def worker(folder):
 def finish(args, out, rows, switches, asked):
     """Write what was asked for, the tables and the plots; show them; copy them and the reports to --keep."""
     put_in_place(out / "asked.json", lambda part: part.write_text(json.dumps(asked, indent=1)))
-    write_tables(out, rows, args.seeds, switches)
+    write_tables(out, rows, switches)
     if args.keep:
         for path in [out / "asked.json", *out.glob("table.*"), *out.glob("*.png"),
                      *out.glob("*/*/seed*/report.json")]:
@@ -209,16 +248,20 @@ def options():
     add("--list", action="store_true", help="show the switches and their levels")
     add("--all", action="store_true", help="all switches of the list")
     add("--grid", action="store_true", help="all combinations instead of one factor at a time")
-    add("--seeds", type=whole(1, 1000), default=3, help="seeds 0, 1, ... (default: %(default)s)")
+    add("--seeds", type=whole(1, 1000), default=5,
+        help="seeds 0, 1, ... (default: %(default)s; verdicts need 3)")
     add("--minutes", type=number(0.01, 10_000),
         help="training time of a default run; measured once, then stored")
     add("--budget", type=BUDGET, help="or: times the usual length of a run (default: 1)")
-    add("--shared-budget", type=BUDGET, help="the same for the shared model (default: 1)")
+    add("--shared-budget", type=BUDGET,
+        help="the same for the short toy that stage decoder and digits of your own need (default: 1)")
     add("--jobs", type=whole(1, 256), default=1, help="runs at a time; they share the cores (default: 1)")
     add("--prompts", type=whole(2, 100_000), default=100,
         help="held-out prompts to judge by (default: %(default)s)")
     add("--digits", default="drawn", help="drawn, mnist or a folder of IDX files")
-    add("--model", metavar="FILE", help="a short toy's model.pt to share, instead of training one")
+    add("--model", metavar="FILE",
+        help="a toy's model.pt whose VAE the runs use, or short, to train a short toy "
+        "for that (default: the shipped toy, where it fits)")
     add("--device", type=device_name, help="cpu, cuda or mps")
     add("--out", type=new_folder, default="runs/ablation",
         help="folder for everything (default: %(default)s)")
@@ -235,12 +278,14 @@ def ablate(args, command):
         raise ValueError(f"name a switch: {', '.join(SWITCHES)}; or --all, or --list")
     if args.all and args.switches:
         raise ValueError("--all is all switches: leave out the names, or --all")
+    two_ways = [("model", "shared_budget", "are two ways to a shared model")]
     check_together(args, excludes=[("minutes", "budget", "are two lengths of a run"),
-                                   ("model", "shared_budget", "are two ways to a shared model")])
+                                   *(two_ways if args.model != "short" else [])])
     switches, out = dict(parse_switch(text) for text in asked), Path(args.out)
     rows, runs = plan(switches, args.seeds, args.grid)
     try_all(rows)
-    run_all(args, out, runs)
+    run_all(args, out, runs, 0 if args.grid else sum(max(1, len(switch.levels) - 1)
+                                                     for switch in switches.values() if switch.claim))
     finish(args, out, rows, switches, {"command": command, "switches": asked, "seeds": args.seeds,
                                        "grid": args.grid})
 

@@ -1,6 +1,7 @@
 """One run of an ablation: train an idea with the compute of the default, and judge the result."""
 
 import itertools
+import math
 import statistics
 import time
 from functools import partial
@@ -67,13 +68,41 @@ def steps_of(idea, stage, digits):
 
 
 def flops(idea, stage, digits):
-    """Floating-point operations of such a training, counted by torch."""
-    total = 0
-    for count, step in steps_of(idea, stage, digits):
-        with FlopCounterMode(display=False) as counter:
-            step()
-        total += count * counter.get_total_flops()
-    return total
+    """Floating-point operations of such a training, counted by torch; attention as in `attention_flops`."""
+    return sum(count * counted(step) for count, step in steps_of(idea, stage, digits))
+
+
+def counted(work):
+    """The operations of work() on a CPU, forward and backward."""
+    own = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+           torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def attention_flops(q, k, v, dropout=0.0, causal=False, attn_mask=None, **more):
+    """The two products of attention, q k' and weights v; torch counts 0 for the fused operator of a CPU.
+
+    q (B, heads, N, D/heads), k and v (B, heads, L, D/heads). Only pairs that a mask allows are counted,
+    though this operator computes the others too: attention in space, then in time, costs what it would cost
+    if each frame and each place were attended alone. A finite bias, as of a caption's padding, forbids
+    nothing.
+    """
+    pairs = torch.ones(*q.shape[:3], k.shape[2], dtype=torch.bool)
+    if causal:
+        pairs = pairs.tril()
+    if attn_mask is not None:
+        pairs = pairs & (attn_mask if attn_mask.dtype == torch.bool else attn_mask > -math.inf)
+    return 2 * pairs.sum().item() * (q.shape[3] + v.shape[3])
+
+
+def attention_backward_flops(grad, q, k, v, out, logsumexp, *how, **more):
+    """The four products of its backward pass: each product gives a gradient to both of its factors."""
+    return 2 * attention_flops(q, k, v, *how, **more)
+
+
+attention_flops._get_raw = attention_backward_flops._get_raw = True     # asks torch for tensors, not shapes
 
 
 def seconds(idea, stage, digits):

@@ -17,14 +17,15 @@ from minltx.training.settings import SHORT, scaled
 class Switch:
     """Levels by name, each an `Idea`; the others are compared with the first. stage: what is trained and
     judged, see STAGES. The paper's claim, the figure that decides it, and the level that the claim expects to
-    be the best. A single level is compared with 0: its figure is a difference already."""
+    be the best. A single level is compared with 0: its figure is a difference already. allowed: for a claim
+    that `better` costs nothing, how much worse still counts as nothing, in the unit of UNITS."""
 
     stage: str
     levels: dict
     claim: str = ""
     figure: str = ""
     better: str = ""
-    no_worse: bool = False      # the claim is only that `better` costs nothing
+    allowed: float = 0.0
 
 
 def noisy(blocks):
@@ -78,13 +79,13 @@ SWITCHES = {
     "attention": Switch("dit", {"full": DEFAULT, "space-time": SpaceTime()},
                         "full 3-D attention beats attention in space, then time", "validation", "full"),
     "image-to-video": Switch("dit", {"joint": DEFAULT, "text only": Idea({"conditioned": 0.0})},
-                             "joint training costs text-to-video nothing", "digit", "joint", True),
+                             "joint training costs text-to-video nothing", "digit", "joint", 5.0),
     "condition-noise": Switch("dit", {"0": DEFAULT, "0.2": Idea({"condition_noise": 0.2})},
                               "a little noise on given frames helps", "image direction", "0.2"),
     "token-drop": Switch("dit", {"0": DEFAULT, "0.2": Idea({"token_drop": 0.2})},
-                         "dropping up to 20 % of the tokens costs nothing", "validation", "0.2", True),
+                         "dropping up to 20 % of the tokens costs nothing", "validation", "0.2", 2.0),
     "sizes": Switch("dit", {"one": DEFAULT, "several": Idea(SIZES)},
-                    "several sizes and lengths can be trained together", "digit", "several", True),
+                    "several sizes and lengths can be trained together", "digit", "several", 5.0),
     "caption-dropout": Switch("dit", {"0.1": DEFAULT, "0": Idea({"caption_dropout": 0.0})},
                               "guidance needs caption dropout in training", "digit", "0.1"),
     "ema": Switch("dit", {"0.99": DEFAULT, "0": Idea({"ema": 0.0})},
@@ -100,6 +101,12 @@ DECODER_FIGURES = {"psnr": True, "psnr at 0.1": True, "motion": True, "generated
                    "t = 0.05 for 0": True}
 STAGES = {"vae": VAE_FIGURES, "decoder": DECODER_FIGURES, "dit": {**DIT_FIGURES, "speed error": False},
           "both": {"psnr": True, "motion": True, "digit read": True, **DIT_FIGURES}}
+# Units of differences, and how many of them a figure's 1 is. None: per cent of what it is compared with.
+UNITS = {"psnr": ("dB", 1), "psnr at 0.1": ("dB", 1), "first frame": ("dB", 1), "dimension": ("channels", 1),
+         "motion": ("% of the clips' motion", 100), "detail": ("% of the clips' detail", 100),
+         "validation": ("% of the loss", None), "digit read": ("points", 1), "digit": ("points", 1),
+         "direction": ("points", 1), "image direction": ("points", 1), "generated digit": ("points", 1),
+         "t = 0.05 for 0": ("points", 1), "speed error": ("points", 1)}
 # How long a run is: times the short toy's own steps, itself times --budget.
 LENGTH = {"vae": 0.3, "decoder": 0.4, "dit": 0.6, "both": 0.4}
 

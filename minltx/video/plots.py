@@ -1,5 +1,7 @@
 """Plots: curves side by side, and dots per seed."""
 
+from itertools import zip_longest
+
 import matplotlib
 
 from minltx.files import put_in_place
@@ -45,7 +47,7 @@ def save_dots(path, panels):
     for ax in axes.flat[len(panels):]:
         ax.axis("off")
     for ax, (title, label, levels) in zip(axes.flat, panels):
-        for seed in zip(*levels.values()):
+        for seed in zip_longest(*levels.values(), fillvalue=float("nan")):
             ax.plot(seed, color="0.75", linewidth=1, marker="o", markersize=4, markerfacecolor="C0",
                     markeredgewidth=0)
         for x, values in enumerate(levels.values()):
