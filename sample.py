@@ -19,13 +19,13 @@ from tqdm import tqdm
 from minltx.command import (Parser, check_together, device_name, new_file, number, one_line, option_type,
                             parse_sizes, pick_device, sizes, whole)
 from minltx.fast_cpu import accelerate
+from minltx.pretrained import options as released
 from minltx.toy import load_toy
 from minltx.video.files import ENDINGS, check_ending, load_clip, save_video
 from minltx.video.tiles import HALO, check_tiles, use_tiles
 
 BATCH = 64      # prompts sampled at a time
 CHANGE = 0.7
-RELEASED = ("text", "t5", "negative", "stg", "release", "dtype")     # options for released weights
 
 
 def options():
@@ -59,16 +59,7 @@ def options():
         help="with --tiles: how many latents around a tile are decoded with it; more is closer to the whole "
              f"decode (default: {HALO})")
     add("--checkpoint", help="model.pt of a training run (default: the shipped one)")
-    add("--weights", metavar="FILE_OR_FOLDER",
-        help="released weights: an official .safetensors file, or a diffusers folder")
-    add("--text", metavar="FILE", help="with --weights: the prompts' embeddings, from minltx.pretrained.t5")
-    add("--t5", metavar="FOLDER", help="with --weights, instead of --text: T5 itself")
-    add("--negative", type=str,
-        help="with --weights: the prompt to steer away from (default: the released one)")
-    add("--stg", type=number(0, 100),
-        help="with --weights: scale of spatio-temporal guidance; 0 turns it off (default: the release's)")
-    add("--release", help="with --weights that do not say what they are: 0.9.0, 0.9.1, 0.9.5, 0.9.6-dev ...")
-    add("--dtype", choices=("float32", "bfloat16"), help="with --weights (default: bfloat16 on a GPU)")
+    released.add_options(add)
     add("--device", type=device_name, help="cpu, cuda or mps (default: cuda if there is one)")
     return parser
 
@@ -83,20 +74,17 @@ def sides(text):
 def check_options(args):
     """Raises ValueError for options that need or exclude another one."""
     check_ending(args.out)
-    check_together(args, [*((name, ["weights"], "for released weights") for name in RELEASED),
+    check_together(args, [*((name, ["weights"], "for released weights") for name in released.NAMES),
                           ("change", ["start"], "for a clip to change"), ("halo", ["tiles"], "for tiles")],
                    [("weights", "checkpoint", "are two models"),
-                    ("text", "t5", "are two sources of embeddings")])
+                    ("text", "t5", "are two sources of embeddings"),
+                    ("upsampler", "one_pass", "are two passes and one")])
 
 
 def load_model(args, device):
     """The toy or the released model, ready for these prompts; both generate(prompts, seeds, ...)."""
     if args.weights:
-        from minltx.pretrained.prompts import load_prompted    # the toy does not need this room
-
-        dtype = getattr(torch, args.dtype) if args.dtype else None
-        model = load_prompted(args.weights, args.prompts, args.text, args.t5, args.negative,
-                              dtype=dtype, device=device, release=args.release)
+        model = released.load(args, device, HALO if args.halo is None else args.halo)
     else:
         model = load_toy(args.checkpoint).to(device)
         model.check(args.prompts)
@@ -112,7 +100,7 @@ def given_clips(args, height, width):
         except (IndexError, TypeError, ValueError):
             raise ValueError(f"--given {path} {' '.join(where)} is not understood: write FILE FRAME or "
                              "FILE FRAME STRENGTH, such as last.png 16 1") from None
-        clips.append((load_clip(path, height, width), frame, strength))
+        clips.append((load_clip(path, height, width, released.preparation(args)), frame, strength))
     return clips
 
 
@@ -132,7 +120,7 @@ def sample(args):
     vae.latent_shape(*size)                                   # raises ValueError before files are read
     how["conditions"] = given_clips(args, *size[1:])
     if args.start:
-        how["start"] = load_clip(args.start, *size[1:])
+        how["start"] = load_clip(args.start, *size[1:], released.preparation(args, resize=True))
         how["change"] = CHANGE if args.change is None else args.change
         frames = how["start"].shape[2]
         if args.frames not in (None, frames):

@@ -31,7 +31,8 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 SCRIPTS = ("train_tiny", "sample")
 PLACES = {**{room: room for room in LEVEL if " " not in room},
           "require": "under the book", **dict.fromkeys(["minltx", *CHAPTERS], "book"),
-          **dict.fromkeys(["files", "command", "threads", "fast_cpu", "fast_gpu", "caption_files"],
+          **dict.fromkeys(["files", "command", "threads", "fast_cpu", "fast_gpu", "caption_files",
+                           "memory"],
                           "beside the book")}
 COMMANDS = ("minltx.ablation", "minltx.bench", "minltx.course", "minltx.training")
 OPTIONAL = ("IPython", "av", "diffusers", "ipykernel", "jupyter_client", "nbclient", "nbconvert", "nbformat",

@@ -1,10 +1,13 @@
 """A released model that takes prompts as the toy takes captions: embedded before, or by T5 now."""
 
+import torch
 from torch import nn
 
+from minltx.command import pick_device
 from minltx.pretrained.releases import NEGATIVE
 from minltx.pretrained.t5 import encode_prompts, load_embeddings, load_t5
-from minltx.pretrained.weights import load_pretrained
+from minltx.pretrained.upsampler import load_upsampler
+from minltx.pretrained.weights import load_pretrained, read_config
 
 
 class PromptedVideo(nn.Module):
@@ -28,9 +31,10 @@ class PromptedVideo(nn.Module):
 def load_prompted(weights, prompts, text=None, t5=None, negative=None, **how):
     """Released weights and the embeddings of these prompts -> PromptedVideo.
 
-    text is a file written by `minltx.pretrained.t5`, or t5 a folder with T5 itself; negative is the prompt to
-    steer away from (None: the released one). how: dtype, device and release, as in `load_pretrained`. Raises
-    ValueError for missing or foreign files, and for prompts without an embedding.
+    text is a file written by `minltx.pretrained.t5`, or t5 a folder with T5 itself, which is removed from
+    memory before the networks are loaded; negative is the prompt to steer away from (None: the released one).
+    how: see `load_released`. Raises ValueError for missing or foreign files, and for prompts without an
+    embedding.
     """
     if bool(text) == bool(t5):
         raise ValueError("released weights need the prompts' embeddings: --text FILE, written by "
@@ -38,13 +42,42 @@ def load_prompted(weights, prompts, text=None, t5=None, negative=None, **how):
     prompts = [*prompts, NEGATIVE if negative is None else negative]
     if text:
         load_embeddings(text, prompts)                # an unknown prompt is reported before the long load
-    model = load_pretrained(weights, **how)
-    style = model.config.sampling.text_tokens, model.config.sampling.lowercase
+    sampling = read_config(weights, how.get("release"))[0].sampling
+    style = sampling.text_tokens, sampling.lowercase
     if text:
         embedded = load_embeddings(text, prompts, *style)[:2]
     else:
-        embedded = encode_prompts(prompts, *load_t5(t5), *style)
-    if embedded[0].shape[2] != model.config.dit.text_width:
-        raise ValueError(f"the embeddings have width {embedded[0].shape[2]}, but the model reads "
-                         f"{model.config.dit.text_width}: embed the prompts with the T5 that belongs to it")
+        t5 = load_t5(t5, how.get("dtype") or torch.float32, how.get("device", "cpu"))
+        embedded, t5 = encode_prompts(prompts, *t5, *style), None
+    model = load_released(weights, **how)
+    width = model.config.dit.text_width
+    if embedded[0].shape[2] != width:
+        raise ValueError(f"the embeddings have width {embedded[0].shape[2]}, but the model reads {width}: "
+                         "embed the prompts with the T5 that belongs to it")
     return PromptedVideo(model, prompts, *embedded)
+
+
+def load_released(weights, upsampler=None, one_pass=False, offload=False, dtype=None, device="cpu",
+                  release=None):
+    """`load_pretrained`, with what the release needs to sample -> LTXVideo.
+
+    upsampler is the latent upsampler of a release with two passes; one_pass: do with one. offload: the
+    networks wait on the CPU, and only the one that computes is on the device. Raises ValueError for an
+    upsampler that the release does not use or that belongs to another VAE.
+    """
+    device = pick_device(device)
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    place = "cpu" if offload else device
+    model = load_pretrained(weights, dtype, place, release=release)
+    if upsampler and model.config.sampling.second is None:
+        raise ValueError("this release samples in one pass: leave out --upsampler, or give --release")
+    if one_pass:
+        model.use_one_pass()
+    elif upsampler:
+        model.upsampler = load_upsampler(upsampler, dtype, place)
+        known, needed = model.upsampler.config.latent_channels, model.config.dit.latent_channels
+        if known != needed or model.upsampler.config.stride != (1, 2, 2):
+            raise ValueError(f"{upsampler} upsamples {known} channels by {model.upsampler.config.stride}: "
+                             f"this release needs {needed} channels and (1, 2, 2)")
+    model.offload = device if offload else None
+    return model

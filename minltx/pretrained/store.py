@@ -18,6 +18,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"     # in a diffusers folder; IND
 INDEX = WEIGHTS + ".index.json"
 DIGEST = "minltx checksums"                         # in the header: {name: CRC-32}; "" is the header's own
 MOST = 2**24                                        # bytes of a header; the released ones have 300 kB
+SCALES = ("weight_scale", "scale_weight", "input_scale", "scale_input", "scaled_fp8", ".scales")
 
 
 def library():
@@ -88,7 +89,7 @@ def checksum_of_header(header, names):
 
 
 def check_header(path):
-    """Raises ValueError if the header of a safetensors file is too large, is not JSON, or has a name twice."""
+    """Raises ValueError if the header of a safetensors file is too large, no JSON, or has a name twice."""
     def once(pairs):
         names = [name for name, _ in pairs]
         twice = [name for name, count in Counter(names).items() if count > 1]
@@ -162,6 +163,10 @@ def check(module, names, where, source):
     names: the module's name -> the file's; where: the file's name -> its open file. Nothing is read yet.
     """
     targets = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    scaled = sorted(name for name in where if name.endswith(SCALES))
+    if scaled:
+        raise ValueError(f"{source} has float8 weights with scales of their own ({scaled[0]}), which minltx "
+                         "does not read: use the bfloat16 file, or one that was only cast to float8")
     needed, held = set(names.values()), {name for name in where if not name.startswith(UNUSED_STATISTICS)}
     for word, left in (("lacks", needed - set(where)), ("has tensors unknown to its config:", held - needed)):
         if left:

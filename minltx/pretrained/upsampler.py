@@ -88,8 +88,17 @@ def tone_map(latent, compression):
     return latent * (1 - 0.8 * k * torch.sigmoid(4 * k * (latent.abs() - 1)))
 
 
-def read_config(path):
+def upsampler_at(path):
+    """Where the upsampler is: a file, a folder, or the folder `latent_upsampler` in it."""
+    if not Path(path).exists():
+        raise ValueError(f"there is no {path}: give a latent upsampler, a .safetensors file or a folder")
+    inner = Path(path) / "latent_upsampler"
+    return inner if inner.is_dir() else Path(path)
+
+
+def read_upsampler(path):
     """The config of an official file or a diffusers folder -> UpsamplerConfig."""
+    path = upsampler_at(path)
     if path.is_dir():
         values = store.read_json(path / "config.json")
     else:
@@ -116,13 +125,10 @@ def read_config(path):
 def load_upsampler(path, dtype=None, device="cpu"):
     """An official single file (ltxv-spatial-upscaler-....safetensors), a diffusers folder `latent_upsampler`,
     or the folder that holds it -> LatentUpsampler. dtype: as in `load_pretrained`. Raises ValueError."""
-    path, device = Path(path), pick_device(device)
-    if not path.exists():
-        raise ValueError(f"there is no {path}: give a latent upsampler, a .safetensors file or a folder")
-    path = path / "latent_upsampler" if (path / "latent_upsampler").is_dir() else path
+    path, device = upsampler_at(path), pick_device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     with torch.device("meta"):
-        upsampler = LatentUpsampler(read_config(path))
+        upsampler = LatentUpsampler(read_upsampler(path))
     part = upsampler, {name: name for name in upsampler.state_dict()}, store.locate(path), path
     store.check(*part)
     store.fill(*part, dtype, device)

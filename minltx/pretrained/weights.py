@@ -9,7 +9,7 @@ from minltx.command import pick_device
 from minltx.pretrained import diffusers, names, official, store
 from minltx.pretrained.early import PlainDecoder, PlainVAEConfig
 from minltx.pretrained.model import LTXVideo
-from minltx.pretrained.releases import ReleaseConfig, SamplingConfig
+from minltx.pretrained.releases import RELEASES, ReleaseConfig, SamplingConfig
 
 
 def load_pretrained(path, dtype=None, device="cpu", causal_time=None, release=None):
@@ -24,12 +24,29 @@ def load_pretrained(path, dtype=None, device="cpu", causal_time=None, release=No
     """
     path, device = Path(path), pick_device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    config, blocks = read_config(path, release)
+    model, parts = located(config, path, blocks, causal_time)
+    for part in parts:
+        store.fill(*part, dtype, device)
+    return model.eval()
+
+
+def read_config(path, release=None):
+    """A file or folder -> its `ReleaseConfig`, and what the VAE's blocks are called there (None: officially).
+    Reads headers only."""
+    path = Path(path)
     if not path.exists():
         raise ValueError(f"there is no {path}: give an official .safetensors file or a diffusers folder")
+    if release is not None and release not in RELEASES:
+        raise ValueError(f"unknown release {release!r}: minltx knows {', '.join(RELEASES)}")
     if path.is_dir():
-        config, blocks = diffusers.read_folder(path, release)
-    else:
-        config, blocks = official.read_header(path, release), None
+        return diffusers.read_folder(path, release)
+    return official.read_header(path, release), None
+
+
+def located(config, path, blocks, causal_time=None):
+    """A model on the meta device, and what `store.fill` needs for each of its parts. Raises ValueError unless
+    the file or folder holds exactly the model's tensors; none of them is read."""
     where = {source: store.locate(source)
              for source in ([path / "transformer", path / "vae"] if path.is_dir() else [path])}
     check_size(config, sum(map(len, where.values())), path)
@@ -38,9 +55,7 @@ def load_pretrained(path, dtype=None, device="cpu", causal_time=None, release=No
              for network, known, source in parts_of(model, path, blocks)]
     for part in parts:
         store.check(*part)
-    for part in parts:
-        store.fill(*part, dtype, device)
-    return model.eval()
+    return model, parts
 
 
 def check_size(config, tensors, path):

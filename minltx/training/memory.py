@@ -20,21 +20,17 @@ workspaces of convolutions, communication buffers and fragmentation. Leave a ten
 
 import functools
 import math
-import os
-import weakref
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from minltx.command import COUNT, Parser, device_name, one_line, sizes
 from minltx.dit import DiT, DiTConfig
 from minltx.fast_gpu import blocks_of
+from minltx.memory import LiveTensors, device_memory, made_in
 from minltx.objectives import VAERecipe, vae_objective
 from minltx.vae import VAEConfig, VideoVAE
 
@@ -123,34 +119,6 @@ def states(module, blocks, plan):
 
 # --- Activations ------------------------------------------------------------------------------------------
 
-class LiveTensors(TorchDispatchMode):
-    """Inside this context `now` is the bytes of all living tensors that were made inside it, and `peak` is
-    the most that they ever were. Autocast's copies of weights from outside are not counted."""
-
-    def __init__(self):
-        super().__init__()
-        self.known, self.now, self.peak = {}, 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.note((args, kwargs), count=False)          # made outside, or counted when it was made
-        result = function(*args, **(kwargs or {}))
-        cast = function is torch.ops.aten._to_copy.default and isinstance(args[0], nn.Parameter)
-        self.note(result, count=not cast)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def note(self, tree, count):
-        for tensor in tree_leaves(tree):
-            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
-            if storage is not None and id(storage) not in self.known:
-                self.known[id(storage)] = storage.nbytes() if count else 0
-                self.now += self.known[id(storage)]
-                weakref.finalize(storage, self.forget, id(storage))
-
-    def forget(self, key):
-        self.now -= self.known.pop(key)
-
-
 def training_peak(network, loss_of, precision="float32", checkpointing=False):
     """The most bytes alive in a forward and backward pass of loss_of(), next to weights and gradients."""
     for block in blocks_of(network) if checkpointing else ():
@@ -210,19 +178,9 @@ def estimate_vae(config, size, batch=1, **plan):
     return {**states(vae, (), p), "activations": kept}
 
 
-@contextmanager
-def made_in(precision):
-    """New tensors and networks have this precision."""
-    torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def sampling_peaks(dit_config, vae_config, size, words=256, batch=1, precision="float32"):
     """The most bytes alive in a pass of the transformer, in encoding and in decoding, next to the weights."""
-    with FakeTensorMode(), torch.no_grad(), made_in(precision):
+    with FakeTensorMode(), torch.no_grad(), made_in(torch.bfloat16 if precision == "bf16" else torch.float32):
         dit, vae, peaks = DiT(dit_config), VideoVAE(vae_config), []
         shape = vae.latent_shape(*size)
         tokens = dit_inputs(dit_config, math.prod(shape[1:]), words, batch)
@@ -242,16 +200,6 @@ def estimate_sampling(dit, vae, size, words=256, batch=1, precision="float32"):
     items = {f"weights of the {name}": BYTES[precision] * weights_of(network, config) // 4
              for name, network, config in (("transformer", DiT, dit), ("autoencoder", VideoVAE, vae))}
     return {**items, "largest live activations": max(sampling_peaks(dit, vae, size, words, batch, precision))}
-
-
-def device_memory(device="cpu"):
-    """Bytes of memory that the device has, or None if the system does not tell."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
 
 
 def refuse(what, count, limit):

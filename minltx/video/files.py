@@ -212,13 +212,14 @@ def on_black(image):
     return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
 
 
-def load_clip(path, height, width):
+def load_clip(path, height, width, prepare=None):
     """A file that `read_frames` reads -> (1, 3, F, height, width) in [-1, 1].
 
-    Each frame is resized to cover that size and cut to the middle. Raises ValueError as `read_frames` does.
+    Each frame is resized to cover that size and cut to the middle; prepare(PIL image, height, width), if it
+    is given, makes its tensor (3, H, W) instead. Raises ValueError as `read_frames` does.
     """
     try:
-        frames = [fit(image, height, width) for image, _ in read_frames(path)]            # (3, H, W) each
+        frames = [(prepare or fit)(image, height, width) for image, _ in read_frames(path)]            # (3, H, W) each
     except ValueError as error:
         raise ValueError(f"cannot read {path} as a picture or clip: {error}") from None
     return torch.stack(frames, dim=1)[None]
