@@ -251,7 +251,8 @@ def test_files_of_earlier_versions_still_load(tmp_path):
     config = json.loads(header["config"])
     del config["transformer"]["attention_bias"]
     safetensors.torch.save_file(safetensors.torch.load_file(tmp_path / "a.safetensors"),
-                                tmp_path / "b.safetensors", {"minltx": header["minltx"], "config": json.dumps(config)})
+                                tmp_path / "b.safetensors",
+                                {"minltx": header["minltx"], "config": json.dumps(config)})
     assert load_pretrained(tmp_path / "b.safetensors").config == model.config
 
 

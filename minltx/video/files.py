@@ -219,7 +219,7 @@ def load_clip(path, height, width, prepare=None):
     is given, makes its tensor (3, H, W) instead. Raises ValueError as `read_frames` does.
     """
     try:
-        frames = [(prepare or fit)(image, height, width) for image, _ in read_frames(path)]            # (3, H, W) each
+        frames = [(prepare or fit)(image, height, width) for image, _ in read_frames(path)]   # (3, H, W)
     except ValueError as error:
         raise ValueError(f"cannot read {path} as a picture or clip: {error}") from None
     return torch.stack(frames, dim=1)[None]
