@@ -17,15 +17,14 @@ import torch
 
 from minltx.ablation import variants
 from minltx.ablation.ideas import Idea
-from minltx.dit import DiTConfig
 from minltx.fast_cpu import accelerate
 from minltx.toy import load_toy
 
 pytest.importorskip("safetensors")
-from minltx.pretrained import LTXVideo, load_pretrained, save_pretrained, store      # noqa: E402
-from minltx.pretrained.releases import DISTILLED, ReleaseConfig, SamplingConfig      # noqa: E402
+from minltx.pretrained import load_pretrained, save_pretrained, store                # noqa: E402
+from minltx.pretrained.releases import DISTILLED, DISTILLED_TWICE                     # noqa: E402
 from test_training import SMALL                                                      # noqa: E402
-from tiny_releases import VAES, randomise, release                                   # noqa: E402
+from tiny_releases import randomise, release                                         # noqa: E402
 
 TRANSFORMER_DEFAULTS = {
     "num_attention_heads": 16, "attention_head_dim": 88, "in_channels": None, "out_channels": None,
@@ -165,15 +164,16 @@ def expected_vae(header):
     return {f"vae.{name}": shape for name, shape in found.items()}
 
 
-def distilled():
-    """A tiny 0.9.6-distilled."""
+def distilled(sampling=DISTILLED):
+    """A tiny 0.9.6-distilled, or with the sampling of another release."""
     model = release("0.9.5")
-    model.config = replace(model.config, sampling=DISTILLED)
+    model.config = replace(model.config, sampling=sampling)
     return model
 
 
 MODELS = {"0.9.0": lambda: release("0.9.0"), "0.9.1": lambda: release("0.9.1"),
-          "0.9.5": lambda: release("0.9.5"), "0.9.6-distilled": distilled, "toy": load_toy}
+          "0.9.5": lambda: release("0.9.5"), "0.9.6-distilled": distilled,
+          "0.9.8": lambda: distilled(DISTILLED_TWICE), "toy": load_toy}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -218,7 +218,10 @@ def test_the_written_scheduler_has_the_models_times(saved):
         sampling.get("schedule", "linear_quadratic")]
     assert s["shifting"] == ("SD3" if sampling.get("shifted") else None)
     assert s["target_shift_terminal"] == sampling.get("terminal")
-    if sampling.get("times"):
+    if sampling.get("second"):                                              # the times of both passes
+        assert header["allowed_inference_steps"] == [1.0, .9937, .9875, .9812, .975, .9094, .725, .4219]
+        assert load_pretrained(path).config.sampling == DISTILLED_TWICE
+    elif sampling.get("times"):
         assert header["allowed_inference_steps"] == [1.0, .9937, .9875, .9812, .975, .9094, .725, .4219]
         assert all(round(t, 4) in header["allowed_inference_steps"] for t in model.schedule().tolist()[:-1])
         unrounded = torch.tensor([1, .99375, .9875, .98125, .975, .909375, .725, .421875, 0])

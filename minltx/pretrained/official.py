@@ -243,5 +243,6 @@ def header_of(config):
                       "sampler": "LinearQuadratic" if s.schedule == "linear_quadratic" else "Uniform",
                       "shifting": "SD3" if s.shifted else None, "target_shift_terminal": s.terminal}}
     if s.times:
-        header["allowed_inference_steps"] = [round(t, 4) for t in s.times]
+        allowed = {*s.times, *(s.second.times if s.second else ())}                       # of both passes
+        header["allowed_inference_steps"] = [round(t, 4) for t in sorted(allowed, reverse=True)]
     return {"config": json.dumps(header), "minltx": json.dumps(s.stored())}
