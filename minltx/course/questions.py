@@ -18,13 +18,14 @@ from minltx import flow, layers, losses, patchify, rope, sampler, vae
 @dataclass(frozen=True)
 class Check:
     """One question: the function's name, its points, the correct function, inputs(generator) -> list of
-    argument tuples, and mistakes: {hint: function}."""
+    argument tuples, mistakes {hint: function}, and the arguments whose gradients are compared."""
 
     name: str
     points: int
     reference: Callable
     inputs: Callable
     mistakes: dict
+    gradients: tuple = ()
     tolerance: float = 1e-5
 
 
@@ -42,9 +43,17 @@ along = flow.expand_like
 
 
 def clips_and_times(g):
-    """Latents (B, C, f, h, w) and points (B, 2), two of each, and times (B,)."""
-    return [(normal(g, 3, 4, 2, 2, 3), normal(g, 3, 4, 2, 2, 3), uniform(g, 3)),
-            (normal(g, 5, 2), normal(g, 5, 2), uniform(g, 5))]
+    """Latents (B, C, f, h, w), points (B, 2), tokens in a batch of one, numbers (B,): two of each, and times
+    (B,). In the first, B is also the size of other axes, so that t broadcasts along a wrong one."""
+    shapes = (3, 3, 2, 3, 3), (5, 2), (1, 6, 4), (4,)
+    return [(normal(g, *shape), normal(g, *shape), uniform(g, shape[0])) for shape in shapes]
+
+
+def tokens_that_count(g):
+    """Velocities, targets and weights; the samples have different numbers of tokens that count."""
+    return [(normal(g, B, N, C), normal(g, B, N, C),
+             torch.arange(B * N).reshape(B, N, 1).remainder(n).ne(1).float())
+            for B, N, C, n in ((2, 7, 4, 3), (1, 3, 3, 2), (3, 2, 5, 99))]
 
 
 def path_with(data, noise):
@@ -71,6 +80,24 @@ def euler_with(step):
     return run
 
 
+def training_loss(network, x0, noise, t):
+    """One step of flow matching: the network's velocity at a point of the path, against the true one."""
+    return loss_with(flow.interpolate)(network, x0, noise, t)
+
+
+def loss_with(point, time=lambda t: t, target=flow.velocity, mean=lambda d: d.square().mean()):
+    """The training loss, with a mistake in the point, in the network's time, in the target or in the mean."""
+    return lambda network, x0, noise, t: mean(network(point(x0, noise, t), time(t)) - target(x0, noise))
+
+
+def backwards(x0, noise, t):
+    return flow.interpolate(noise, x0, t)
+
+
+def square_of_mean(d):
+    return d.mean().square()
+
+
 A1 = {
     "A1.1": Check("interpolate", 2, flow.interpolate, clips_and_times, {
         "t = 1 is noise and t = 0 is data; your path runs the other way":
@@ -80,12 +107,17 @@ A1 = {
         "the data must fade out: multiply x0 by 1 - t": path_with(lambda t: 1, lambda t: t),
         "append axes of length 1 to t until it has as many axes as x0": lambda x, n, t: (1 - t) * x + t * n,
         "one more axis is enough for points, not for latents: t needs as many axes as x0":
-            lambda x, n, t: (1 - t[:, None]) * x + t[:, None] * n}),
-    "A1.2": Check("velocity", 1, flow.velocity, lambda g: [(normal(g, 3, 4, 2), normal(g, 3, 4, 2))], {
+            lambda x, n, t: (1 - t[:, None]) * x + t[:, None] * n,
+        "every sample has its own time; you used the first one for all":
+            lambda x, n, t: (1 - t[0]) * x + t[0] * n}, (0, 1, 2)),
+    "A1.2": Check("velocity", 1, flow.velocity, lambda g: [
+        (normal(g, *shape), normal(g, *shape)) for shape in ((3, 4, 2), (1, 2), (4,))], {
         "the sign: z = (1 - t) x0 + t noise, so dz/dt = noise - x0": lambda x0, noise: x0 - noise,
         "that is the noise itself, which DDPM learns; the velocity is dz/dt": lambda x0, noise: noise,
         "that is the data itself; the velocity is dz/dt": lambda x0, noise: x0,
-        "a sum is not the direction from one point to another: subtract": lambda x0, noise: x0 + noise}),
+        "a sum is not the direction from one point to another: subtract": lambda x0, noise: x0 + noise,
+        "the path takes a time of 1, whatever its length: do not normalise":
+            lambda x0, noise: F.normalize(noise - x0, dim=-1)}, (0, 1)),
     "A1.3": Check("predict_x0", 1, flow.predict_x0, clips_and_times, {
         "the velocity points towards noise: walk back, against it": lambda z, v, t: z + along(t, z) * v,
         "the distance to the data is t, not 1 - t": lambda z, v, t: z - (1 - along(t, z)) * v,
@@ -93,9 +125,8 @@ A1 = {
         "you went on to the noise; the data is at t = 0": lambda z, v, t: z + (1 - along(t, z)) * v,
         "append axes of length 1 to t until it has as many axes as z": lambda z, v, t: z - t * v,
         "one more axis is enough for points, not for latents: t needs as many axes as z":
-            lambda z, v, t: z - t[:, None] * v}),
-    "A1.4": Check("flow_loss", 2, flow.flow_loss, lambda g: [
-        (normal(g, 2, 6, 4), normal(g, 2, 6, 4), (uniform(g, 2, 6, 1) > 0.4).float())], {
+            lambda z, v, t: z - t[:, None] * v}, (0, 1, 2)),
+    "A1.4": Check("flow_loss", 2, flow.flow_loss, tokens_that_count, {
         "given tokens are not part of the mean: divide by the sum of the weight, expanded to v's shape":
             lambda v, x, w: ((v - x).square() * w).mean(),
         "every token counts here: multiply by the weight": lambda v, x, w: (v - x).square().mean(),
@@ -106,35 +137,57 @@ A1 = {
         "use the squared error, not the absolute error":
             lambda v, x, w: ((v - x).abs() * w.expand_as(v)).sum() / w.expand_as(v).sum(),
         "the weight has one number per token, v has one per channel: expand the weight before you sum it":
-            lambda v, x, w: ((v - x).square() * w).sum() / w.sum()}),
-    "A1.5": Check("shift_times", 2, flow.shift_times, lambda g: [(torch.linspace(1, 0.1, 10), 1024),
-                                                                 (torch.linspace(1, 0.05, 20), 80)], {
-        "mu is an exponent: the factor is e^mu": shift_with(lambda t, mu: mu / (mu + 1 / t - 1)),
+            lambda v, x, w: ((v - x).square() * w).sum() / w.sum()}, (0, 1)),
+    "A1.5": Check("shift_times", 2, flow.shift_times, lambda g: [
+        (torch.linspace(1, 0.1, 10), 1024), (torch.linspace(1, 0.05, 20), 80),
+        (0.98 * uniform(g, 7) + 0.01, 6144), (torch.tensor([0.5]), 2304)], {
+        "mu is added to the logit of t, not to t itself": shift_with(lambda t, mu: t + mu),
+        "that is still a logit: the sigmoid of it is a time": shift_with(lambda t, mu: torch.logit(t) + mu),
+        "mu is an exponent: the odds t / (1 - t) grow by e^mu":
+            shift_with(lambda t, mu: mu / (mu + 1 / t - 1)),
         "that shifts towards data; a positive mu must shift towards noise":
             shift_with(lambda t, mu: math.exp(-mu) / (math.exp(-mu) + 1 / t - 1)),
         "the number of tokens is not mu: compute mu = shift_mu(tokens) first":
-            lambda t, tokens: math.exp(tokens) / (math.exp(tokens) + 1 / t - 1),
-        "the - 1 is missing: e^mu / (e^mu + (1/t - 1))":
+            lambda t, tokens: torch.sigmoid(torch.logit(t) + tokens),
+        "the logit is log(t / (1 - t)); you took log(t)":
             shift_with(lambda t, mu: math.exp(mu) / (math.exp(mu) + 1 / t)),
-        "the brackets: (1/t) - 1, not 1/(t - 1)":
+        "the odds are t / (1 - t), so their inverse is (1/t) - 1, not 1/(t - 1)":
             shift_with(lambda t, mu: math.exp(mu) / (math.exp(mu) + 1 / (t - 1))),
         "torch.exp needs a tensor and mu is a number: use math.exp": shift_with(lambda t, mu: torch.exp(mu)),
-        "the denominator has 1/t - 1, not 1 - t":
+        "the inverse of the odds is 1/t - 1, not 1 - t":
             shift_with(lambda t, mu: math.exp(mu) / (math.exp(mu) + (1 - t)))}),
     "A1.6": Check("euler", 2, sampler.euler, lambda g: [
-        (field, normal(g, 4, 3), torch.tensor([1.0, 0.7, 0.45, 0.1, 0.0]))], {
+        (field, normal(g, 4, 3), torch.tensor([1.0, 0.7, 0.45, 0.1, 0.0])),
+        (field, normal(g, 1, 2), torch.tensor([0.8, 0.35, 0.2])),
+        (field, normal(g, 2, 2), torch.tensor([0.6]))], {
         "use the velocity at the beginning of the step: evaluate it at t, not at t_next":
             euler_with(lambda v, z, t, s: z + (s - t)[:, None] * v(z, s)),
         "time runs from 1 down to 0, so t_next - t is negative; your steps move away from the data":
             euler_with(lambda v, z, t, s: z + (t - s)[:, None] * v(z, t)),
-        "velocity needs a time per sample, (B,): t.expand(len(z))": lambda v, z, s: [v(z, t) for t in s[:-1]],
+        "velocity needs a time per sample, (B,): t.expand(len(z))":
+            lambda v, z, s: sampler.euler(lambda z, t: v(z, t[0]), z, s),
         "times are (B,), one number per sample, without further axes":
-            lambda v, z, s: z + (s[1] - s[0]) * v(z, s[:1].expand(len(z), 1)),
+            lambda v, z, s: sampler.euler(lambda z, t: v(z, t[:, None]), z, s),
         "evaluate the velocity again at every step: it depends on place and time":
             lambda v, z, s: z + (s[-1] - s[0]) * v(z, s[:1].expand(len(z))),
         "the last step is missing: it ends at the last time": lambda v, z, s: sampler.euler(v, z, s[:-1]),
         "each step has its own length, t_next - t; the steps are not equal":
-            lambda v, z, s: euler_with(lambda v, z, t, n: z - v(z, t) / (len(s) - 1))(v, z, s)}),
+            lambda v, z, s: euler_with(lambda v, z, t, n: z - v(z, t) / (len(s) - 1))(v, z, s),
+        "the loop returns after its first step: the return belongs after the loop":
+            lambda v, z, s: sampler.euler(v, z, s[:2]) if len(s) > 1 else None}, (1,)),
+    "A1.7": Check("training_loss", 2, training_loss, lambda g: [
+        (field, normal(g, B, 2), normal(g, B, 2), uniform(g, B)) for B in (6, 1)], {
+        "nothing is repaired yet": loss_with(backwards, mean=square_of_mean),
+        "one error is left: compare each number before you average, errors of both signs cancel":
+            loss_with(flow.interpolate, mean=square_of_mean),
+        "one error is left: at t = 0 the network should see the data": loss_with(backwards),
+        "the target is now the wrong one: it was noise - x0":
+            loss_with(flow.interpolate, target=lambda x0, noise: x0 - noise),
+        "the network's time must be that of its point": loss_with(backwards, lambda t: 1 - t),
+        "use the squared error, not the absolute error":
+            loss_with(flow.interpolate, mean=lambda d: d.abs().mean()),
+        "the mean of the squared errors, not their sum":
+            loss_with(flow.interpolate, mean=lambda d: d.square().sum())}, (1, 2)),
 }
 
 
@@ -166,9 +219,32 @@ def raw(latent, mean, std):
     return latent * std[:, None, None, None] + mean[:, None, None, None]
 
 
+def latent_frames(frames):
+    """Pixel frames, 8k + 1 -> latent frames."""
+    return (frames - 1) // 8 + 1
+
+
+def unfold_with(split, order):
+    """Patches back into pixels, with a mistake: channels split by `split`, axes in another order."""
+    def run(x, p):
+        B, C, frames, H, W = x.shape
+        x = x.reshape(B, *split(C, p), frames, H, W).permute(order)
+        return x.reshape(B, C // p**2, frames, H * p, W * p)
+    return run
+
+
+def colour_first(C, p):
+    return C // p**2, p, p
+
+
+def colour_last(C, p):
+    return p, p, C // p**2
+
+
 A2 = {
-    "A2.1": Check("patchify", 3, patchify.patchify, lambda g: [(normal(g, 2, 3, 2, 4, 8), 2),
-                                                               (normal(g, 1, 2, 1, 8, 4), 4)], {
+    "A2.1": Check("patchify", 3, patchify.patchify, lambda g: [
+        (normal(g, 2, 3, 2, 4, 8), 2), (normal(g, 1, 2, 1, 8, 4), 4), (normal(g, 2, 1, 3, 3, 6), 3),
+        (normal(g, 1, 2, 1, 3, 5), 1)], {
         "within a patch the column is the slow index and the row the fast one (unlike PixelUnshuffle)":
             fold_with(cut, (0, 1, 4, 6, 2, 3, 5)),
         "reshape alone mixes pixels of different patches: permute the axes first":
@@ -179,39 +255,52 @@ A2 = {
             fold_with(lambda x, p: x.reshape(*x.shape[:3], p, x.shape[3] // p, p, x.shape[4] // p),
                       (0, 1, 5, 3, 2, 4, 6)),
         "a mean loses pixels; patchify keeps every number":
-            lambda x, p: F.avg_pool3d(x, (1, p, p)).repeat(1, p * p, 1, 1, 1)}),
-    "A2.2": Check("latent_frames", 1, lambda frames: (frames - 1) // 8 + 1,
-                  lambda g: [(1,), (9,), (17,), (97,), (121,)], {
+            lambda x, p: F.avg_pool3d(x, (1, p, p)).repeat(1, p * p, 1, 1, 1)}, (0,)),
+    "A2.2": Check("latent_frames", 1, latent_frames, lambda g: [(1,), (9,), (17,), (97,), (121,)], {
         "the first frame has a latent frame of its own: 8k+1 frames make k+1": lambda frames: frames // 8,
         "one too many: one for the first frame, one for every 8 more": lambda frames: (frames - 1) // 8 + 2,
-        "it must be a whole number: subtract the first frame, divide, add 1": lambda frames: frames / 8}),
-    "A2.3": Check("causal_pad", 2, causal_pad, lambda g: [(normal(g, 2, 3, 4, 2, 2),),
-                                                          (normal(g, 1, 2, 1, 3, 3),)], {
+        "it must be a whole number: subtract the first frame, divide, add 1": lambda frames: frames / 8,
+        "it must be a whole number: divide with //": lambda frames: (frames - 1) / 8 + 1}),
+    "A2.3": Check("causal_pad", 2, causal_pad, lambda g: [
+        (normal(g, 2, 3, 4, 2, 2),), (normal(g, 1, 2, 1, 3, 3),), (normal(g, 1, 5, 2, 1, 4),)], {
         "that is not causal: with a copy at the end a frame sees the frame after it":
             lambda x: torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2),
         "the wrong side: the padding must come before the first frame":
             lambda x: torch.cat([x] + [x[:, :, -1:]] * 2, dim=2),
         "zeros look like a fade from black: repeat the first frame": lambda x: F.pad(x, (0, 0, 0, 0, 2, 0)),
         "a kernel of 3 frames needs two more frames, not one": lambda x: torch.cat([x[:, :, :1], x], dim=2),
-        "frames are the third axis of (B, C, F, H, W)": lambda x: torch.cat([x[:, :1]] * 2 + [x], dim=1)}),
-    "A2.4": Check("pixel_norm", 2, vae.pixel_norm, lambda g: [(3 * normal(g, 2, 6, 2, 3, 3) + 1,)], {
+        "frames are the third axis of (B, C, F, H, W)": lambda x: torch.cat([x[:, :1]] * 2 + [x], dim=1),
+        "repeat the *first* frame twice; you copied the first two frames":
+            lambda x: torch.cat([x[:, :, :2], x], dim=2)}, (0,)),
+    "A2.4": Check("pixel_norm", 2, vae.pixel_norm, lambda g: [
+        (3 * normal(g, 2, 6, 2, 3, 3) + 1,), (normal(g, 1, 5, 1, 1, 2) / 10000,),
+        (torch.zeros(1, 2, 1, 1, 1),)], {
+        "zeros become nan: add 1e-8 inside the root":
+            lambda x: x / x.square().mean(1, keepdim=True).sqrt(),
         "do not subtract a mean: only the length of the channel vector changes":
             lambda x: F.layer_norm(x.movedim(1, -1), (x.shape[1],)).movedim(-1, 1),
         "unit *mean* square, not unit length: divide the sum of squares by the number of channels":
             lambda x: x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt(),
         "normalise each voxel on its own: the mean is over channels, not over space and time":
             lambda x: x * (x.square().mean((1, 2, 3, 4), keepdim=True) + 1e-8).rsqrt(),
-        "divide by the root of the mean square": lambda x: x / (x.square().mean(1, keepdim=True) + 1e-8)}),
+        "divide by the root of the mean square": lambda x: x / (x.square().mean(1, keepdim=True) + 1e-8),
+        "the channels are axis 1 of (B, C, f, h, w), not the last axis":
+            lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-8).sqrt()}, (0,)),
     "A2.5": Check("kl_divergence", 2, losses.kl_divergence, lambda g: [
-        (normal(g, 2, 4, 2, 2, 2), normal(g, 2, 4, 2, 2, 2))], {
+        (normal(g, B, C, *size), normal(g, B, channels, *size))
+        for B, C, channels, size in ((2, 4, 4, (2, 2, 2)), (1, 3, 3, (1, 1, 1)), (2, 4, 1, (1, 2, 3)))], {
         "a divergence is never negative": lambda m, lv: -0.5 * (m.square() + lv.exp() - 1 - lv).mean(),
         "logvar is already the log of the variance: use exp(logvar), not its square":
             lambda m, lv: 0.5 * (m.square() + (2 * lv).exp() - 1 - 2 * lv).mean(),
         "the factor 1/2 is missing": lambda m, lv: (m.square() + lv.exp() - 1 - lv).mean(),
         "take the mean, not the sum": lambda m, lv: 0.5 * (m.square() + lv.exp() - 1 - lv).sum(),
-        "the term of the mean is missing, mean^2 / 2": lambda m, lv: 0.5 * (lv.exp() - 1 - lv).mean()}),
+        "the term of the mean is missing, mean^2 / 2": lambda m, lv: 0.5 * (lv.exp() - 1 - lv).mean(),
+        "logvar is the log of the variance, not the variance: use exp(logvar)":
+            lambda m, lv: 0.5 * (m.square() + lv - 1 - lv.log()).mean(),
+        "the mean is squared": lambda m, lv: 0.5 * (m + lv.exp() - 1 - lv).mean()}, (0, 1)),
     "A2.6": Check("noisy_latent", 2, noisy_latent, lambda g: [
-        (*normal(g, 2, 2, 4, 2, 2, 2), 0.1, normal(g, 4), uniform(g, 4) + 0.5)], {
+        (normal(g, B, 4, *size), normal(g, B, 4, *size), s, normal(g, 4), uniform(g, 4) + 0.5)
+        for B, size, s in ((2, (2, 2, 2), 0.1), (1, (1, 3, 4), 0.0), (1, (4, 1, 4), 0.9))], {
         "mix before you un-normalise; in the raw space each channel would get another noise level":
             lambda z, n, s, m, d: flow.interpolate(raw(z, m, d), n, s),
         "the latent must fade out: (1 - s) z + s noise": lambda z, n, s, m, d: raw(z + s * n, m, d),
@@ -219,7 +308,25 @@ A2 = {
             lambda z, n, s, m, d: flow.interpolate(z, n, s),
         "that normalises once more; to un-normalise, multiply by std and add mean":
             lambda z, n, s, m, d: raw(flow.interpolate(z, n, s), -m / d, 1 / d),
-        "the noise is missing": lambda z, n, s, m, d: raw(z, m, d)}),
+        "the noise is missing": lambda z, n, s, m, d: raw(z, m, d),
+        "mean and std belong to channels, axis 1: append three axes of length 1 to them":
+            lambda z, n, s, m, d: flow.interpolate(z, n, s) * d + m,
+        "s is the share of the noise, not of the latent":
+            lambda z, n, s, m, d: raw(flow.interpolate(n, z, s), m, d)}, (0, 1)),
+    "A2.7": Check("unpatchify", 3, patchify.unpatchify, lambda g: [
+        (normal(g, 2, 12, 2, 2, 3), 2), (normal(g, 1, 32, 1, 2, 1), 4), (normal(g, 2, 9, 3, 1, 2), 3),
+        (normal(g, 1, 2, 1, 3, 5), 1)], {
+        "nothing is repaired yet": unfold_with(colour_last, (0, 3, 4, 5, 1, 6, 2)),
+        "one error is left: rows and columns within a patch; the slow index is the column":
+            unfold_with(colour_first, (0, 1, 4, 5, 2, 6, 3)),
+        "one error is left: which of the three indices of a channel is the slowest?":
+            unfold_with(colour_last, (0, 3, 4, 5, 2, 6, 1)),
+        "the frames moved: their axis stays before the rows":
+            unfold_with(colour_first, (0, 1, 5, 3, 4, 6, 2)),
+        "a pixel's row is (patch, row within the patch): the patch first":
+            unfold_with(colour_first, (0, 1, 4, 3, 5, 2, 6)),
+        "reshape alone does not bring pixels back to their places":
+            unfold_with(colour_first, (0, 1, 2, 3, 4, 5, 6))}, (0,)),
 }
 
 
@@ -235,12 +342,20 @@ def angles_with(frequencies):
     return lambda fractions, n: (2 * fractions - 1)[:, None] * frequencies(n)
 
 
-angles_of = angles_with(lambda n: 10000.0 ** torch.linspace(0, 1, n) * math.pi / 2)
+def angles_of(fractions, n):
+    """Fractions of the largest position (N,) -> angles (N, n), at n frequencies from pi/2 to 10000 pi/2."""
+    frequencies = 10000.0 ** torch.linspace(0, 1, n, device=fractions.device) * math.pi / 2
+    return (2 * fractions - 1)[:, None] * frequencies
 
 
 def vectors_and_tables(g):
-    angle = 6 * uniform(g, 5, 4)
-    return [(normal(g, 2, 5, 8), *(x.repeat_interleave(2, -1) for x in (angle.cos(), angle.sin())))]
+    """x (B, N, D), cos and sin (N, D)."""
+    found = []
+    for B, N, D in ((2, 5, 8), (1, 1, 2), (3, 4, 6)):
+        angle = 6 * uniform(g, N, D // 2)
+        tables = (x.repeat_interleave(2, -1) for x in (angle.cos(), angle.sin()))
+        found.append((normal(g, B, N, D), *tables))
+    return found
 
 
 def rotate_halves(x, cos, sin):
@@ -258,14 +373,47 @@ def join_heads(x):
 
 
 def attend_with(split=split_heads, join=join_heads, scale=lambda q, heads: q.shape[-1], axis=-1):
-    """(B, N, D) each -> (B, N, D), softmax(q k / sqrt(D / heads)) v in every head; or with a mistake."""
+    """Attention in heads with a mistake in splitting, joining, the scale or the softmax's axis."""
     def run(q, k, v, heads):
         q, k, v = (split(x, heads) for x in (q, k, v))
         return join((q @ k.mT / scale(q, heads) ** 0.5).softmax(axis) @ v)
     return run
 
 
-attend = attend_with()
+def attend(q, k, v, heads):
+    """(B, N, D) each -> (B, N, D): softmax(q k / sqrt(D / heads)) v in every head."""
+    return attend_with()(q, k, v, heads)
+
+
+def masked_with(bias=lambda keep: (keep - 1) * 10000.0, after=lambda w, keep: w, axis=-1):
+    """Attention to a caption with a mistake: the bias of the scores, the weights afterwards, the axis."""
+    def run(q, k, v, keep):
+        keep = keep[:, None]                                                              # (B, 1, L)
+        weights = (q @ k.mT / q.shape[-1] ** 0.5 + bias(keep)).softmax(axis)              # (B, N, L)
+        return after(weights, keep) @ v
+    return run
+
+
+def masked_attend(q, k, v, keep):
+    """q (B, N, D), k and v (B, L, D), keep (B, L), 1 for words and 0 for padding -> (B, N, D)."""
+    return masked_with()(q, k, v, keep)
+
+
+def no_bias(keep):
+    return 0 * keep
+
+
+def zeroed(weights, keep):
+    return weights * keep
+
+
+def captions(g):
+    """Queries, keys, values and masks: captions of several lengths, a full one, one without any word."""
+    found = []
+    for keep in ([[1, 1, 0, 0], [1, 1, 1, 1]], [[1, 0, 1]], [[0, 0, 0, 0, 0], [1, 0, 0, 0, 0]]):
+        keep = torch.tensor(keep, dtype=torch.float32)
+        found.append((normal(g, len(keep), 3, 6), *normal(g, 2, *keep.shape, 6), keep))
+    return found
 
 
 def adaptive_norm(x, shift, scale):
@@ -274,14 +422,18 @@ def adaptive_norm(x, shift, scale):
 
 
 A3 = {
-    "A3.1": Check("seconds_of", 2, seconds_of, lambda g: [(torch.arange(6.0), 24.0),
-                                                          (torch.arange(3.0), 12.5)], {
+    "A3.1": Check("seconds_of", 2, seconds_of, lambda g: [
+        (torch.arange(6.0), 24.0), (torch.arange(3.0), 12.5), (torch.tensor([4.0, 0.0, 9.0]), 30.0)], {
         "latent frame 0 covers one pixel frame, so all later ones begin earlier": lambda f, fps: 8 * f / fps,
         "no time is before the first frame: clamp at 0": lambda f, fps: (8 * f - 7) / fps,
         "divide by fps instead of multiplying": lambda f, fps: (8 * f - 7).clamp(min=0) * fps,
         "these are still frames, not seconds: divide by fps": lambda f, fps: (8 * f - 7).clamp(min=0),
-        "a latent frame covers 8 pixel frames": lambda f, fps: f / fps}),
-    "A3.2": Check("angles_of", 2, angles_of, lambda g: [(uniform(g, 7), 5)], {
+        "a latent frame covers 8 pixel frames": lambda f, fps: f / fps,
+        "the first latent frame covers 1 pixel frame, so the others begin 7 earlier, not 1":
+            lambda f, fps: (8 * f - 1).clamp(min=0) / fps}),
+    "A3.2": Check("angles_of", 2, angles_of, lambda g: [
+        (uniform(g, 7), 5), (uniform(g, 1), 2), (torch.tensor([-0.5, 0.2, 1.4]), 3)], {
+        "positions outside [0, 1] go on: do not clamp": lambda p, n: angles_of(p.clamp(0, 1), n),
         "positions are first moved to [-1, 1]: 2 p - 1": lambda p, n: angles_of((p + 1) / 2, n),
         "these frequencies descend, as in a language model; here they ascend from pi/2 to 10000 pi/2":
             angles_with(lambda n: 10000.0 ** -torch.linspace(0, 1, n) * math.pi / 2),
@@ -289,7 +441,7 @@ A3 = {
         "the first of n frequencies is pi/2 and the last is 10000 times that: i / (n - 1), not i / n":
             angles_with(lambda n: 10000.0 ** (torch.arange(n) / n) * math.pi / 2),
         "equal *ratios* between neighbouring frequencies, not equal differences":
-            angles_with(lambda n: torch.linspace(1, 10000, n) * math.pi / 2)}, 1e-4),
+            angles_with(lambda n: torch.linspace(1, 10000, n) * math.pi / 2)}, (0,), 1e-4),
     "A3.3": Check("rotate", 3, rope.rotate, vectors_and_tables, {
         "neighbours rotate together, channels 2j and 2j+1; you paired the first half with the second":
             rotate_halves,
@@ -297,17 +449,22 @@ A3 = {
         "both channels of a pair change: (a, b) -> (a cos - b sin, b cos + a sin)": lambda x, c, s: x * c,
         "pairs must stay neighbours: stack a and b on a new last axis and flatten, do not concatenate":
             lambda x, c, s: torch.cat([rope.rotate(x, c, s)[..., i::2] for i in (0, 1)], dim=-1),
-        "a rotation swaps the pair and flips one sign; yours does not": lambda x, c, s: x * c + x * s}),
-    "A3.4": Check("rms_norm", 2, layers.rms_norm, lambda g: [(2 * normal(g, 2, 5, 12) + 0.5,),
-                                                             (torch.zeros(1, 2, 6),)], {
+        "a rotation swaps the pair and flips one sign; yours does not": lambda x, c, s: x * c + x * s,
+        "cos and sin are swapped": lambda x, c, s: rope.rotate(x, s, c)}, (0,)),
+    "A3.4": Check("rms_norm", 2, layers.rms_norm, lambda g: [
+        (2 * normal(g, 2, 5, 12) + 0.5,), (torch.zeros(1, 2, 6),), (normal(g, 1, 1, 3),),
+        (normal(g, 2, 3, 1, 4) / 1000,)], {
         "zeros become nan: add 1e-6 inside the root": lambda x: x / x.square().mean(-1, keepdim=True).sqrt(),
         "that is LayerNorm: do not subtract the mean": lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-6),
         "use the mean of the squares, not their sum": lambda x: F.normalize(x, dim=-1),
         "normalise over the last axis, token by token, not over tokens":
             lambda x: x * (x.square().mean((1, 2), keepdim=True) + 1e-6).rsqrt(),
-        "divide by the root of the mean square": lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-6)}),
-    "A3.5": Check("attend", 3, attend, lambda g: [(*normal(g, 3, 2, 5, 12), 3),
-                                                  (*normal(g, 3, 1, 4, 8), 2)], {
+        "divide by the root of the mean square": lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-6),
+        "add 1e-6 inside the root, not to the root":
+            lambda x: x / (x.square().mean(-1, keepdim=True).sqrt() + 1e-6)}, (0,)),
+    "A3.5": Check("attend", 3, attend, lambda g: [
+        (*normal(g, 3, 2, 5, 12), 3), (*normal(g, 3, 1, 4, 8), 2), (*normal(g, 3, 2, 1, 6), 3),
+        (*normal(g, 3, 1, 3, 4), 1)], {
         "each head has its own softmax: split the width into heads": lambda q, k, v, h: attend(q, k, v, 1),
         "the scale is 1 / sqrt(D / heads), not 1 / sqrt(D)": attend_with(scale=lambda q, h: q.shape[-1] * h),
         "the scale 1 / sqrt(D / heads) is missing": attend_with(scale=lambda q, h: 1),
@@ -318,9 +475,9 @@ A3 = {
         "move the heads back after the tokens before you join them":
             attend_with(join=lambda x: x.reshape(x.shape[0], x.shape[2], -1)),
         "swap the axes of tokens and heads before you multiply q by k: (B, heads, N, D / heads)":
-            attend_with(lambda x, h: x.unflatten(-1, (h, -1)), lambda x: x.flatten(2))}),
+            attend_with(lambda x, h: x.unflatten(-1, (h, -1)), lambda x: x.flatten(2))}, (0, 1, 2)),
     "A3.6": Check("adaptive_norm", 2, adaptive_norm, lambda g: [
-        (normal(g, 2, 5, 8), normal(g, 2, 1, 8), normal(g, 2, 1, 8))], {
+        (normal(g, 2, 5, 8), normal(g, 2, 1, 8), normal(g, 2, 1, 8)), tuple(normal(g, 3, 1, 3, 4))], {
         "a scale of 0 changes nothing: multiply by 1 + scale":
             lambda x, shift, scale: layers.rms_norm(x) * scale + shift,
         "first scale, then shift": lambda x, shift, scale: (layers.rms_norm(x) + shift) * (1 + scale),
@@ -329,31 +486,51 @@ A3 = {
             lambda x, shift, scale: layers.rms_norm(layers.modulate(x, shift, scale)),
         "the norm is RMS norm, which does not subtract the mean":
             lambda x, shift, scale: layers.modulate(F.layer_norm(x, x.shape[-1:], eps=1e-6), shift, scale),
-        "shift and scale are swapped": lambda x, shift, scale: adaptive_norm(x, scale, shift)}),
+        "shift and scale are swapped": lambda x, shift, scale: adaptive_norm(x, scale, shift)}, (0, 1, 2)),
+    "A3.7": Check("masked_attend", 3, masked_attend, captions, {
+        "nothing is repaired yet": masked_with(no_bias, zeroed, 1),
+        "one error is left: the weights of the remaining words must add up to 1, so mask before the softmax":
+            masked_with(no_bias, zeroed),
+        "one error is left: the softmax runs over the words of the caption": masked_with(axis=1),
+        "a caption without any word gives nan: use a bias of -10000, not -inf":
+            masked_with(lambda keep: torch.where(keep > 0, 0.0, -math.inf)),
+        "keep is 1 for words and 0 for padding; you masked the words":
+            masked_with(lambda keep: -10000.0 * keep),
+        "the mask is not used": masked_with(no_bias),
+        "a score of 0 is not a weight of 0: add a large negative number before the softmax":
+            lambda q, k, v, keep: (q @ k.mT / q.shape[-1] ** 0.5 * keep[:, None]).softmax(-1) @ v,
+        "the scale 1 / sqrt(D) is missing now":
+            lambda q, k, v, keep: masked_attend(q * q.shape[-1] ** 0.5, k, v, keep)}, (0, 1, 2)),
 }
 
 
 # --- A4: the sampler and image-to-video -------------------------------------------------------------------
 
 def strengths(g):
-    return [(0.6, torch.tensor([1.0, 0.5, 0.2, 0.0]).reshape(1, 4, 1).expand(2, -1, -1)),
-            (0.3, uniform(g, 1, 6, 1))]
+    return [(0.6, torch.tensor([1.0, 0.5, 0.2, 0.0, 0.4]).reshape(1, 5, 1).repeat(2, 1, 1)),
+            (0.3, uniform(g, 1, 6, 1)), (1.0, torch.zeros(3, 2, 1)), (0.25, torch.ones(1, 1, 1))]
 
 
 def per_token(z, t):
-    """A velocity that depends on every token's own time, and on the others' as attention would."""
-    return torch.cos(2 * z) - t[..., None] - t.mean(-1)[..., None, None]
+    """A velocity that depends on every token's value and time, and on the others' as attention would."""
+    return torch.cos(2 * z) + z.mean(1, keepdim=True) - t[..., None] - t.mean(-1)[..., None, None]
 
 
 def schedules(g):
-    """Schedules that do not contain t, contain it, and contain it except for rounding."""
+    """Schedules that do not contain t, contain it, and contain it except for rounding; one that neither
+    starts at 1 nor ends at 0; a t below all times but the last."""
     even = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
-    return [(flow.shifted_schedule(8, 2304), 0.6), (even, 0.5), (even + 3e-8, 0.25)]
+    return [(flow.shifted_schedule(8, 2304), 0.6), (even, 0.5), (even - 3e-8, 0.25),
+            (torch.tensor([0.8, 0.6, 0.3, 0.1]), 0.45), (even, 0.1)]
 
 
 def tokens_and_strengths(g):
+    """The second has no conditions, the third starts late and has another condition in each sample."""
     strength = torch.tensor([1.0, 1.0, 0.4, 0.0, 0.0]).reshape(1, 5, 1)
-    return [(per_token, normal(g, 2, 5, 3), torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0]), strength)]
+    other = torch.tensor([[1.0, 0.0], [0.0, 0.7]])[..., None]
+    return [(per_token, normal(g, 2, 5, 3), torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0]), strength),
+            (per_token, normal(g, 1, 4, 2), torch.tensor([1.0, 0.4, 0.0]), torch.zeros(1, 4, 1)),
+            (per_token, normal(g, 2, 2, 3), torch.tensor([0.9, 0.35, 0.3, 0.05]), other)]
 
 
 def own_times(t, strength):
@@ -374,15 +551,50 @@ def euler_for_tokens(times=own_times, moves=moves):
     return run
 
 
+def conditioned_euler(velocity, z, schedule, strength):
+    """Euler's method in which every token has its own time."""
+    return sampler.euler(velocity, z, schedule, strength)
+
+
+def image_to_video_loss(network, x0, noise, t, given):
+    """Tokens x0 and noise (B, N, C), t (B,), given (B, N, 1) of 0 and 1. Given tokens are clean, have time 0
+    and do not count."""
+    return given_with()(network, x0, noise, t, given)
+
+
+def given_with(point=lambda t, given: t * (1 - given), time=lambda t, given: t * (1 - given),
+               weight=lambda given: 1 - given, target=flow.velocity):
+    """The loss of image-to-video, with a mistake in the times of the points, the network's times, what
+    counts, or the target."""
+    def run(network, x0, noise, t, given):
+        t = t[:, None, None]
+        v = network(flow.interpolate(x0, noise, point(t, given)), time(t, given).expand_as(given)[..., 0])
+        return flow.flow_loss(v, target(x0, noise), weight(given))
+    return run
+
+
+def whole(t, given):
+    return t
+
+
+def clips_with_pictures(g):
+    """Tokens of which some are given; none in the second."""
+    given = torch.tensor([[1, 1, 0, 0, 0], [1, 0, 0, 0, 1]], dtype=torch.float32)[..., None]
+    return [(per_token, normal(g, *x.shape[:2], 3), normal(g, *x.shape[:2], 3), uniform(g, len(x)), x)
+            for x in (given, torch.zeros(1, 4, 1), given[1:])]
+
+
 A4 = {
     "A4.1": Check("classifier_free_guidance", 2, sampler.classifier_free_guidance,
-                  lambda g: [(normal(g, 2, 4, 3), normal(g, 2, 4, 3), 3.0)], {
+                  lambda g: [(normal(g, *shape), normal(g, *shape), scale)
+                             for shape, scale in (((2, 4, 3), 3.0), ((1, 1, 2), 1.0), ((1, 3, 1), 0.0))], {
         "a scale of 1 must give v_text itself: start from v_null": lambda v0, v1, s: v1 + s * (v1 - v0),
         "that steers away from the caption: use v_text - v_null": lambda v0, v1, s: v0 + s * (v0 - v1),
         "that is an average; guidance goes past the caption": lambda v0, v1, s: (v0 + s * v1) / (1 + s),
         "go from v_null to v_text, not from v_text to v_null": lambda v0, v1, s: v1 + s * (v0 - v1),
         "scale the difference of the two, not v_text itself": lambda v0, v1, s: v0 + s * v1,
-        "the scale is not used": lambda v0, v1, s: v1}),
+        "the scale is not used": lambda v0, v1, s: v1,
+        "that is the difference only; add it to v_null": lambda v0, v1, s: s * (v1 - v0)}, (0, 1)),
     "A4.2": Check("token_times", 3, sampler.token_times, strengths, {
         "a given token is nearer to data than the rest: the smaller of t and 1 - strength":
             lambda t, s: ((1 - s).clamp(min=t)[..., 0], moves(t, s)),
@@ -393,8 +605,11 @@ A4 = {
             lambda t, s: (own_times(t, s), s < 1),
         "a given token does not move while t is above its own time":
             lambda t, s: (own_times(t, s), torch.ones_like(s, dtype=torch.bool)),
-        "times are (B, N), one axis less than strength": lambda t, s: ((1 - s).clamp(max=t), moves(t, s))}),
-    "A4.3": Check("conditioned_euler", 3, sampler.euler, tokens_and_strengths, {
+        "times are (B, N), one axis less than strength": lambda t, s: ((1 - s).clamp(max=t), moves(t, s)),
+        "also return which tokens move: two results": own_times,
+        "leave a tolerance of 0.000001: 1 - 0.4 and 0.6 differ by rounding":
+            lambda t, s: (own_times(t, s), torch.full_like(s, t, dtype=torch.float64) <= 1 - s.double())}),
+    "A4.3": Check("conditioned_euler", 3, conditioned_euler, tokens_and_strengths, {
         "the given tokens moved: a token stays fixed until t has come down to 1 - strength":
             euler_for_tokens(moves=lambda t, s: torch.ones_like(s, dtype=torch.bool)),
         "the network needs each token's own time": euler_for_tokens(lambda t, s: torch.full(s.shape[:2], t)),
@@ -402,8 +617,10 @@ A4 = {
         "the sign of the step: t_next - t is negative, and that is correct":
             lambda v, z, schedule, s: sampler.euler(lambda z, t: -v(z, t), z, schedule, s),
         "the wrong tokens move: where(moves, moved, z)": euler_for_tokens(moves=lambda t, s: ~moves(t, s)),
-        "a token of strength below 1 moves in the end": euler_for_tokens(moves=lambda t, s: s == 0)}),
-    "A4.4": Check("shifted_schedule", 2, flow.shifted_schedule, lambda g: [(8, 2304), (20, 80)], {
+        "a token of strength below 1 moves in the end": euler_for_tokens(moves=lambda t, s: s == 0),
+        "the conditions are not used":
+            lambda v, z, schedule, s: sampler.euler(v, z, schedule, torch.zeros_like(s))}, (1,)),
+    "A4.4": Check("shifted_schedule", 2, flow.shifted_schedule, lambda g: [(8, 2304), (20, 80), (1, 500)], {
         "the shift is missing: apply `shift_times`": lambda n, N: torch.linspace(1, 0, n + 1),
         "the last time is 0: append it after the shift": lambda n, N: flow.shifted_schedule(n, N)[:-1],
         "shift only the times from 1 to 1/steps, and append the 0 afterwards":
@@ -414,33 +631,143 @@ A4 = {
         "start at t itself, then all times below it": lambda s, t: s[s < t - 1e-6],
         "keep the times below t, not those above": lambda s, t: torch.cat([s[s > t], s.new_tensor([t])]),
         "t itself comes first, and only once": lambda s, t: torch.cat([s.new_tensor([t]), s[s <= t]]),
-        "t times the whole schedule gives other times than the model's own": lambda s, t: s * t}),
+        "t times the whole schedule gives other times than the model's own": lambda s, t: s * t,
+        "a time of the schedule within 0.000001 of t is t itself: leave it out":
+            lambda s, t: torch.cat([s.new_tensor([t]), s[s < t]])}),
+    "A4.6": Check("image_to_video_loss", 3, image_to_video_loss, clips_with_pictures, {
+        "nothing is repaired yet": given_with(whole, whole, torch.ones_like),
+        "one error is left: the given tokens are noised, although the sampler will show them clean":
+            given_with(point=whole),
+        "one error is left: the network must be given the time 0 for given tokens": given_with(time=whole),
+        "one error is left: given tokens do not count in the mean": given_with(weight=torch.ones_like),
+        "two errors are left: the network's times, and what counts":
+            given_with(time=whole, weight=torch.ones_like),
+        "two errors are left: the points of given tokens, and what counts":
+            given_with(point=whole, weight=torch.ones_like),
+        "two errors are left: given tokens are clean and have time 0": given_with(whole, whole),
+        "given is 1 for given tokens; you swapped them":
+            lambda v, x, n, t, given: given_with()(v, x, n, t, 1 - given),
+        "the target is now the wrong one: it was noise - x0":
+            given_with(target=lambda x0, noise: x0 - noise)}, (1, 2)),
 }
 
 
 # --- A5: an open ablation ---------------------------------------------------------------------------------
 
-def paired_with(spread_of=lambda values, d: statistics.stdev(d), both=True):
-    """Compare seed by seed -> mean difference, its spread, whether it is clear; or with a mistake."""
+# The 97.5th percentile of Student's t by degrees of freedom: 95 % of it is between minus and plus this number.
+T975 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+                       2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093), start=1))
+
+
+def paired_interval(values, reference):
+    """Values and reference, one per seed -> mean difference, and its 95 % interval: low, high."""
+    return interval_with()(values, reference)
+
+
+def stdev_of_differences(values, reference, differences):
+    return statistics.stdev(differences)
+
+
+def interval_with(spread=stdev_of_differences, quantile=lambda n: T975[n - 1], count=math.sqrt):
+    """The interval with a mistake in the standard deviation, the quantile or the number of seeds."""
     def run(values, reference):
         d = [a - b for a, b in zip(values, reference)]
-        mean, spread = statistics.mean(d), spread_of(values, d)
-        one_sign = all(x * mean > 0 for x in d)
-        return mean, spread, one_sign and (abs(mean) > spread or not both)
+        mean, half = statistics.mean(d), quantile(len(d)) * spread(values, reference, d) / count(len(d))
+        return mean, mean - half, mean + half
     return run
 
 
-paired_difference = paired_with()
+def holm(p):
+    """p values of a family of comparisons -> Holm's corrected p values, in the same order."""
+    return holm_with()(p)
+
+
+def holm_with(factor=lambda rank, n: n - rank, monotone=True, cap=1.0, back=True):
+    """Holm's correction with a mistake: the factor, the running maximum, the cap at 1, the order."""
+    def run(p):
+        order, found, largest = sorted(range(len(p)), key=lambda i: p[i]), [0.0] * len(p), 0.0
+        for rank, i in enumerate(order):
+            value = min(cap, factor(rank, len(p)) * p[i])
+            largest = max(largest, value) if monotone else value
+            found[i if back else rank] = largest
+        return found
+    return run
+
+
+def decide(low, high, more_is_better):
+    """A 95 % interval of level minus reference -> "holds", "does not" or "cannot be told"."""
+    if not more_is_better:
+        low, high = -high, -low
+    return "holds" if low > 0 else "does not" if high < 0 else "cannot be told"
+
+
+def seeds_needed(spread, effect):
+    """The spread of paired differences, an effect to be seen -> the smallest number of seeds, at most 20."""
+    return seeds_with()(spread, effect)
+
+
+def seeds_with(quantile=lambda n: T975[n - 1], root=lambda n: n**0.5, first=2, last=20):
+    def run(spread, effect):
+        for n in range(first, last + 1):
+            if quantile(n) * spread / root(n) <= effect:
+                return n
+        return None
+    return run
+
+
+def levels_and_reference(g):
+    """Values for several numbers of seeds, whose spread is larger than the difference."""
+    found = []
+    for n, shift in ((5, 1.0), (3, -0.2), (2, 0.5)):
+        values, reference = (10 * normal(g, 2, n)).tolist()
+        found.append(([a + b + shift for a, b in zip(values, reference)], reference))
+    return found
 
 
 A5 = {
-    "A5.1": Check("paired_difference", 2, paired_difference, lambda g: [
-        ([11.0, 21.0, 31.2], [10.0, 20.0, 30.0]), ([11.0, 19.0, 31.0], [10.0, 20.0, 30.0]),
-        ([10.1, 23.0, 30.1], [10.0, 20.0, 30.0])], {
-        "the spread of the differences, not of the values": paired_with(lambda a, d: statistics.stdev(a)),
-        "the sign: the level minus the reference": lambda a, b: paired_difference(b, a),
-        "the sample standard deviation divides by n - 1": paired_with(lambda a, d: statistics.pstdev(d)),
-        "clear needs both, a mean above the spread and one sign for all": paired_with(both=False)}),
+    "A5.1": Check("paired_interval", 2, paired_interval, levels_and_reference, {
+        "the spread of the differences, not of the values":
+            interval_with(lambda a, b, d: statistics.stdev(a)),
+        "the same seed in both belongs together: take differences seed by seed":
+            interval_with(lambda a, b, d: math.sqrt(statistics.variance(a) + statistics.variance(b))),
+        "the sign: the level minus the reference": lambda a, b: paired_interval(b, a),
+        "the sample standard deviation divides by n - 1":
+            interval_with(lambda a, b, d: statistics.pstdev(d)),
+        "with few seeds the quantile is Student's, T975[n - 1], not 1.96":
+            interval_with(quantile=lambda n: 1.96),
+        "n seeds leave n - 1 degrees of freedom": interval_with(quantile=lambda n: T975[n]),
+        "that is an interval of single differences; the mean's is narrower by the root of n":
+            interval_with(count=lambda n: 1),
+        "divide by the root of n, not by n": interval_with(count=lambda n: n)}),
+    "A5.2": Check("holm", 2, holm, lambda g: [
+        (uniform(g, 5).mul(0.06).tolist(),), ([0.04, 0.01, 0.03, 0.011],), ([0.2],), ([0.9, 0.8],), ([],)], {
+        "that is Bonferroni: only the smallest p is multiplied by n, the next by n - 1":
+            holm_with(lambda rank, n: n, monotone=False),
+        "a larger p must not become smaller than the one before it: keep the largest so far":
+            holm_with(monotone=False),
+        "a p value is at most 1": holm_with(cap=math.inf),
+        "return them in the order in which they came, not sorted": holm_with(back=False),
+        "that is Benjamini and Hochberg's factor; Holm's is n, n - 1, ..., 1":
+            holm_with(lambda rank, n: n / (rank + 1)),
+        "the smallest p gets the largest factor": holm_with(lambda rank, n: rank + 1),
+        "p values are not corrected": lambda p: list(p)}),
+    "A5.3": Check("decide", 1, decide, lambda g: [
+        (0.5, 2.0, True), (0.5, 2.0, False), (-2.0, -0.5, True), (-2.0, -0.5, False), (-1.0, 3.0, True),
+        (-3.0, 1.0, False), (0.0, 1.0, True)], {
+        "where less is better, a negative difference is the good one": lambda a, b, more: decide(a, b, True),
+        "both ends must be on one side of 0":
+            lambda a, b, more: "holds" if (a + b > 0) == more else "does not",
+        "an interval that contains 0 cannot tell; that is not evidence against the claim":
+            lambda a, b, more: "holds" if decide(a, b, more) == "holds" else "does not",
+        "an interval that ends at 0 contains 0":
+            lambda a, b, more: decide(a or 1e-9, b, more)}),
+    "A5.4": Check("seeds_needed", 2, seeds_needed, lambda g: [
+        (1.0, 1.3), (2.0, 1.0), (0.5, 4.5), (1.0, 0.48), (1.0, 0.1), (3.0, 3.0)], {
+        "nothing is repaired yet": seeds_with(lambda n: T975[n], lambda n: n),
+        "one error is left: how many degrees of freedom do n seeds leave?": seeds_with(lambda n: T975[n]),
+        "one error is left: the mean's spread falls with the root of n": seeds_with(root=lambda n: n),
+        "20 seeds are allowed: range(2, 21)": seeds_with(last=19),
+        "with few seeds the quantile is Student's, not 1.96": seeds_with(lambda n: 1.96)}),
 }
 
 CHECKS = {**A1, **A2, **A3, **A4, **A5}
