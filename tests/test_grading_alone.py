@@ -114,7 +114,7 @@ def test_grades_are_written_as_they_come(tmp_path, monkeypatch):
     for name in "abc":
         (tmp_path / "in" / f"{name}.ipynb").write_text("{")
 
-    def stopped(path, limits, content):
+    def stopped(path, limits, content, seed):
         if path.stem == "c":
             raise KeyboardInterrupt
         return course.empty_result(path, "\ud800 and \x1b[2J")

@@ -3,40 +3,37 @@
     python -m minltx.course build --out student
     python -m minltx.course grade submissions --out grades      # a folder, or one notebook
 
-A submission runs in a Jupyter kernel of its own, cell by cell, each with a time limit. A function is checked
-as soon as it is defined, so a later crash costs nothing that was earned. All submissions are read before the
-first one runs, and after each one its processes are ended and the grades so far are written. Submissions are
-untrusted code: grade them in a container.
+A submission runs in a Jupyter kernel of its own, cell by cell, each with a time limit. A function is called
+there as soon as it is defined, so a later crash costs nothing that was earned; its results are judged here.
+All submissions are read before the first one runs, and after each one its processes are ended and the grades
+so far are written. Submissions are untrusted code: grade them in a container.
 """
 
 import copy
 import csv
 import json
-import os
-import subprocess
+import secrets
 import sys
-import tempfile
-import time
 import warnings
 from pathlib import Path
 
 try:
     import nbformat
-    from jupyter_client import AsyncKernelManager
-    from nbclient import NotebookClient
-    from nbclient.exceptions import DeadKernelError
+
+    from minltx.course.submission import flags_of, run_submission
 except ImportError as error:
     raise SystemExit(f"python -m minltx.course needs Jupyter ({error}): pip install jupyter") from None
 
-from minltx.command import Parser, new_folder, number, one_line, printable
+from minltx.command import SEED, Parser, new_folder, number, one_line, printable
 from minltx.course.alone import run_alone
-from minltx.course.checks import CHECKS
+from minltx.course.checks import CHECKS, OWN_FUNCTION
 from minltx.files import put_in_place
 
-PACKAGE = Path(__file__).parents[1]
 INSTALLED = Path(__file__).with_name("assignments")                    # after pip install
-SOURCES = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "notebooks" / "assignments"   # in a clone
+SOURCES = INSTALLED if INSTALLED.is_dir() else \
+    Path(__file__).parents[2] / "notebooks" / "assignments"   # in a clone
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+WRITE_HERE = "*Write your answer here.*"
 ATTEMPTS = 5                    # how often a submission is run, each time without one more cell
 LARGEST = 50 * 2**20            # bytes of a submission
 
@@ -64,6 +61,11 @@ def tasks_of(notebook, path):
 
 # --- Building ---------------------------------------------------------------------------------------------
 
+def task_of(cell):
+    """The task of a cell that nbgrader knows: "A1.1" of the id "A1-1" or "A1-1-check"; "" of others."""
+    return ".".join(cell.metadata.get("nbgrader", {}).get("grade_id", "").split("-")[:2])
+
+
 def stub(source, task):
     """A cell's source with the solution replaced by an error that names the task; other cells stay."""
     kept, inside = [], False
@@ -82,9 +84,12 @@ def student_version(notebook):
     """The same notebook without solutions, outputs and execution counts."""
     notebook = copy.deepcopy(notebook)
     for cell in notebook.cells:
+        mark = cell.metadata.get("nbgrader", {})
         if cell.cell_type == "code":
-            cell.source = stub(cell.source, cell.metadata.get("nbgrader", {}).get("grade_id", ""))
+            cell.source = stub(cell.source, task_of(cell))
             cell.outputs, cell.execution_count = [], None
+        elif mark.get("solution"):
+            cell.source = WRITE_HERE
     return notebook
 
 
@@ -98,7 +103,8 @@ def write_table(path, rows):
 
 
 def build(sources, out):
-    """Student versions of all assignments, and points.csv -> rows (assignment, task, function, points).
+    """Student versions of all assignments, and points.csv -> rows (assignment, task, function, points); the
+    function is empty where a reader gives the points.
 
     Raises ValueError if there are no assignments in the folder.
     """
@@ -108,92 +114,27 @@ def build(sources, out):
     for path in paths:
         text = nbformat.writes(student_version(read_notebook(path))) + "\n"
         put_in_place(Path(out) / path.name, lambda part: part.write_text(text, encoding="utf-8"))
-        rows += [(path.stem, task, CHECKS[task].name, CHECKS[task].points)
-                 for task in tasks_of(read_notebook(path), path)]
+        rows += [(path.stem, task_of(cell), CHECKS[task_of(cell)].name if task_of(cell) in CHECKS else "",
+                  cell.metadata.nbgrader.points)
+                 for cell in read_notebook(path).cells if cell.metadata.get("nbgrader", {}).get("grade")]
     write_table(Path(out) / "points.csv", [("assignment", "task", "function", "points"), *rows])
     return rows
 
 
 # --- One submission ---------------------------------------------------------------------------------------
 
-class Kernel(AsyncKernelManager):
-    """A kernel that is interrupted once. Raises DeadKernelError if its cell goes on after that."""
-
-    interrupted = False
-
-    async def interrupt_kernel(self):
-        if self.interrupted:
-            raise DeadKernelError("the cell cannot be interrupted")
-        self.interrupted = True
-        await super().interrupt_kernel()
-
-
-def run_cell(client, source, seconds):
-    """Run a cell's source, interrupt it after so many seconds -> its outputs.
-
-    Raises DeadKernelError if the cell ends its kernel or cannot be interrupted.
-    """
-    client.km.interrupted, client.timeout_func = False, lambda cell: max(seconds, 0.1)
-    return client.execute_cell(nbformat.v4.new_code_cell(source), 0).outputs
-
-
-def get_hints(client, tasks, seconds):
-    """Judge in the kernel what the cells have defined so far -> {task: hint, or None if it is correct}."""
-    call = f"__import__('minltx.course.checks', fromlist=['checks']).send_hints(globals(), {tasks})"
-    for output in run_cell(client, call, seconds):
-        if "application/json" in output.get("data", {}):
-            return output["data"]["application/json"]
-    raise DeadKernelError("the kernel does not answer")
-
-
-def run_submission(notebook, tasks, limits, skip):
-    """Run a submission's code cells, but those in `skip`, in a new kernel.
-
-    limits: seconds for a cell and for all. Returns the hints by task, notes on errors, and the number of the
-    cell that ended the kernel or could not be interrupted, or None.
-    """
-    hints, notes = {}, []
-    paths = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
-    with tempfile.TemporaryDirectory() as folder:
-        page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell()])   # the client stores cells here
-        client = NotebookClient(page, kernel_name="python3", kernel_manager_class=Kernel, allow_errors=True,
-                                interrupt_on_timeout=True, shutdown_kernel="immediate",
-                                resources={"metadata": {"path": folder}})
-        client.log.disabled = True                                     # timeouts are reported in the notes
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": paths}
-        with client.setup_kernel(env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-            get_hints(client, tasks, 120)                              # imports torch
-            end = time.monotonic() + limits[1]
-            for number, cell in enumerate(notebook.cells):
-                if cell.cell_type != "code" or number in skip:
-                    continue
-                seconds = min(limits[0], end - time.monotonic())
-                try:
-                    outputs = run_cell(client, cell.source, seconds)
-                    late = client.km.interrupted
-                    hints.update(get_hints(client, tasks, limits[0]))
-                except DeadKernelError:
-                    what = "took too long" if client.km.interrupted else "ended its kernel"
-                    return hints, [*notes, f"cell {number} {what} and was skipped"], number
-                if late and time.monotonic() > end:
-                    return hints, [*notes, f"cell {number} took too long and was skipped"], number
-                if late:
-                    notes.append(f"cell {number} took longer than {seconds:.3g} s and was interrupted")
-                notes += [f"cell {number}: {x.ename}: {x.evalue[:200]}" for x in outputs
-                          if x.output_type == "error" and x.ename not in ("Wrong", "KeyboardInterrupt")]
-    return hints, notes, None
-
-
 def empty_result(path, note):
     """The result of a submission that cannot be graded, with the reason."""
-    return {"file": str(path), "assignment": "", "points": 0, "of": 0, "tasks": {}, "notes": [note]}
+    return {"file": str(path), "assignment": "", "points": 0, "of": 0, "tasks": {}, "notes": [note],
+            "flags": []}
 
 
-def grade(path, limits=(20.0, 120.0), content=None):
-    """One submission -> {"file", "assignment", "points", "of", "tasks", "notes"}.
+def grade(path, limits=(20.0, 120.0), content=None, seed=0):
+    """One submission -> {"file", "assignment", "points", "of", "tasks", "notes", "flags"}.
 
-    limits as in `run_submission`; content: the file's bytes, if it was read before; tasks: {task: {"points",
-    "of", "hint"}}; notes: errors, and cells that were interrupted or skipped.
+    limits as in `run_submission`; content: the file's bytes, if it was read before; seed: the inputs'; tasks:
+    {task: {"points", "of", "hint"}}; notes: errors, and cells that were interrupted or skipped; flags: what a
+    reader should look at before the points count.
     """
     try:
         notebook = read_notebook(path, content)
@@ -204,17 +145,25 @@ def grade(path, limits=(20.0, 120.0), content=None):
         return empty_result(path, f"{path} is not named after an assignment: name it A1..., A2..., ...")
     hints, notes, skip, marks = {}, [], [], {}
     while len(skip) < ATTEMPTS:
-        found, new, stopped = run_submission(notebook, tasks, limits, skip)
+        found, new, stopped = run_submission(notebook, tasks, limits, skip, seed + len(skip))
         hints.update(found)
         notes += [note for note in new if note not in notes]
         if stopped is None:
             break
         skip.append(stopped)
+    flags = flags_of(notebook, tasks, known_cells(tasks[0][:2]))
     for task in tasks:
         of, hint = CHECKS[task].points, hints.get(task, "not found: no cell defines it")
         marks[task] = {"points": 0 if hint else of, "of": of, "hint": hint or ""}
+        flags += [f"{task} {hint}"] if hint == OWN_FUNCTION else []
     return {"file": str(path), "assignment": tasks[0][:2], "points": sum(x["points"] for x in marks.values()),
-            "of": sum(x["of"] for x in marks.values()), "tasks": marks, "notes": notes}
+            "of": sum(x["of"] for x in marks.values()), "tasks": marks, "notes": notes, "flags": flags}
+
+
+def known_cells(assignment):
+    """The sources of all cells of an assignment, with solutions and without."""
+    pages = [read_notebook(path) for path in Path(SOURCES).glob(f"{assignment}*.ipynb")]
+    return {cell.source for page in pages for cell in (*page.cells, *student_version(page).cells)}
 
 
 # --- Many submissions -------------------------------------------------------------------------------------
@@ -246,26 +195,28 @@ def read_bytes(file):
         return f"cannot read {file}: {error.strerror}"
 
 
-def grade_alone(path, limits, content):
+def grade_alone(path, limits, content, seed):
     """`grade` in a process of its own; a submission that breaks the grader gets a note and no points."""
     if isinstance(content, str):
         return empty_result(path, content)
     longest = ATTEMPTS * (120 + limits[1] + 4 * limits[0])
     try:
-        return run_alone(grade, (path, limits, content), longest)
+        return run_alone(grade, (path, limits, content, seed), longest)
     except RuntimeError as error:
         return empty_result(path, f"{path} cannot be graded: {error}")
 
 
-def grade_all(path, out, limits):
+def grade_all(path, out, limits, seed=None):
     """A notebook, or all notebooks in a folder -> results; writes grades.json and grades.csv to `out`, anew
-    after each submission.
+    after each submission. seed: the inputs'; None draws one, which is printed.
 
     Raises ValueError if there is no notebook, and OSError if the grades cannot be written.
     """
     results, contents = [], submissions(path)      # read before the first one runs: none changes another
+    seed = secrets.randbits(32) if seed is None else seed
+    print(f"inputs from --seed {seed}")
     for file, content in contents.items():
-        results.append(grade_alone(file, limits, content))
+        results.append(grade_alone(file, limits, content, seed))
         print_grade(results[-1])
         write_grades(results, Path(out))
     return results
@@ -276,9 +227,9 @@ def write_grades(results, out):
     put_in_place(out / "grades.json", lambda part: part.write_text(text))
     tasks = [task for task in CHECKS if any(task in r["tasks"] for r in results)]
     rows = [[printable(r["file"]), r["assignment"], r["points"], r["of"]] +
-            [r["tasks"].get(task, {}).get("points", "") for task in tasks] for r in results]
-    write_table(out / "grades.csv", [["file", "assignment", "points", "of", *tasks], *rows])
-
+            [r["tasks"].get(task, {}).get("points", "") for task in tasks] +
+            [printable("; ".join(r["flags"]))] for r in results]
+    write_table(out / "grades.csv", [["file", "assignment", "points", "of", *tasks, "flags"], *rows])
 
 
 def print_grade(result):
@@ -286,6 +237,7 @@ def print_grade(result):
     lines += [f"        {task} {CHECKS[task].name:24} {x['points']}/{x['of']}  {printable(x['hint'])}"
               for task, x in result["tasks"].items()]
     lines += [f"        note: {printable(note)}" for note in result["notes"]]
+    lines += [f"        look: {printable(flag)}" for flag in result["flags"]]
     encoding = sys.stdout.encoding or "utf-8"
     print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
@@ -305,6 +257,7 @@ def options():
     two.add_argument("--seconds", type=number(0.1, 86400), default=120.0,
                      help="for a notebook; if it takes longer, it is run again without the cell that was "
                           "running (default: %(default)s)")
+    two.add_argument("--seed", type=SEED, help="of the functions' inputs (default: drawn, and printed)")
     return parser
 
 
@@ -318,7 +271,7 @@ def main(argv=None):
                 print(f"{assignment:24} {task}  {name:24} {points}")
             print(f"{sum(points for *_, points in rows)} points; the notebooks are in {args.out}")
         else:
-            grade_all(args.path, args.out, (args.cell_seconds, args.seconds))
+            grade_all(args.path, args.out, (args.cell_seconds, args.seconds), args.seed)
 
 
 if __name__ == "__main__":

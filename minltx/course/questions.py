@@ -654,7 +654,7 @@ A4 = {
 
 # --- A5: an open ablation ---------------------------------------------------------------------------------
 
-# The 97.5th percentile of Student's t by degrees of freedom: 95 % of it is between minus and plus this number.
+# The 97.5th percentile of Student's t by degrees of freedom: 95 % of it is between minus and plus this.
 T975 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
                        2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093), start=1))
 
