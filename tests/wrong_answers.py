@@ -432,6 +432,7 @@ WRONG = {
         ("lambda s, t: torch.cat([torch.tensor([t]), s[s < t - 1e-6]])", None),
         ("lambda s, t: torch.cat([s.new_tensor([t]), s[s < t - 0.1]])", None),
         ("lambda s, t: torch.linspace(t, 0, len(s))", None),
+        ("lambda s, t: torch.cat([s.new_tensor([t]), s[s < t - 1e-2]])", None),
         ("lambda s, t: torch.cat([s.new_tensor([t]), s[s < t - 1e-6].flip(0)])", None),
     ],
     "A4.6": [
