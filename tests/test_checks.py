@@ -196,7 +196,7 @@ def test_the_quantiles_are_students():
         scale = math.gamma((n + 1) / 2) / math.gamma(n / 2) / math.sqrt(n * math.pi)
         x = torch.linspace(-q, q, 20001, dtype=torch.float64)
         share = torch.trapezoid(scale * (1 + x**2 / n) ** (-(n + 1) / 2), x).item()
-        assert share == pytest.approx(0.95, abs=2e-5)
+        assert share == pytest.approx(0.95, abs=5e-5)               # they have three decimals
 
 
 def test_intervals_and_holm_keep_their_promises():

@@ -11,6 +11,7 @@ compares outside, where a submission cannot reach. The questions are in `minltx.
 """
 
 import math
+import signal
 import sys
 import threading
 import _thread
@@ -140,16 +141,19 @@ def plain(value):
 
 @contextmanager
 def time_limit(seconds):
-    """Raise TimeoutError in the body after so many seconds, in the main thread."""
+    """Raise TimeoutError in the body after so many seconds; in other threads than the main one, never."""
     late = threading.Event()
 
     def stop():
         late.set()
         _thread.interrupt_main()
 
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     timer = threading.Timer(seconds, stop)
-    if threading.current_thread() is threading.main_thread():
-        timer.start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)   # it may be ignored, as after nohup
+    timer.start()
     try:
         yield
         timer.cancel()
@@ -161,6 +165,7 @@ def time_limit(seconds):
         raise
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 FACTORIES = {getattr(torch, name) for name in (
