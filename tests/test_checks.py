@@ -115,7 +115,7 @@ def test_unexpected_answers_are_described_with_input_and_index():
     (lambda x0, noise: (noise - x0).float(), "expected torch.float64, got torch.float32"),
     (lambda x0, noise: torch.zeros(noise.shape, dtype=x0.dtype) + noise - x0, "not on a GPU"),
     (lambda x0, noise: 1 / 0, "it raises ZeroDivisionError: division by zero, for x0 (3, 4, 2)"),
-    (lambda x0, noise: exit(), "it raises SystemExit"),
+    (lambda x0, noise: exit(), "it ends the program, for x0"),
     (lambda x0, noise: (noise - x0) / (len(x0) > 1), "for x0 (1, 2)")])
 def test_checks_look_at_more_than_values(answer, text):
     assert text in judge("A1.2", answer)

@@ -266,7 +266,8 @@ def problem_of(c, call, outcome, right):
     """What is wrong with one outcome, in words, or None."""
     if outcome["error"]:
         kind, text = outcome["error"]
-        known = {"NotImplementedError": "not written yet", "TimeoutError": text}
+        known = {"NotImplementedError": "not written yet", "TimeoutError": text,
+                 "SystemExit": "it ends the program"}
         return known.get(kind, f"it raises {kind}: {text}")
     if outcome["changed"]:
         names = list(signature(c.reference).parameters)

@@ -128,7 +128,7 @@ def run_submission(notebook, tasks, limits, skip, seed):
     with tempfile.TemporaryDirectory() as folder:
         client, environment = start(folder)
         with client.setup_kernel(env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-            ask(client, "new", ({},), 120)                             # imports torch
+            ask(client, "prepare", (), 120)                            # imports torch
             end = time.monotonic() + limits[1]
             for number, cell in enumerate(notebook.cells):
                 if cell.cell_type != "code" or number in skip or SHOW in (cell.metadata.get("tags") or ()):

@@ -51,6 +51,14 @@ def send(value):
     display({MIME: text}, raw=True)
 
 
+def prepare(names):
+    """The first call. `exit()` would end the kernel a moment later; from now on it does nothing."""
+    from IPython import get_ipython
+
+    get_ipython().ask_exit = lambda: None
+    send({})
+
+
 def new(names, tasks):
     """Send those tasks {task: function's name} whose functions have changed in the notebook's names.
 
@@ -59,7 +67,7 @@ def new(names, tasks):
     """
     found = {}
     for task, name in tasks.items():
-        if name not in names or names[name] is LAST.get(task):
+        if name not in names or task in LAST and names[name] is LAST[task]:
             continue
         own = str(getattr(names[name], "__module__", "")).startswith("minltx.")
         if not (own and task in LAST):
