@@ -353,7 +353,7 @@ def test_honest_cells_are_not_flagged():
 
 def nbgrader(folder, *words, code=0):
     """Run a command of nbgrader in a course's folder -> what it said."""
-    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])     # nbgrader calls alembic
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it calls alembic
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": paths}
     done = subprocess.run([sys.executable, "-m", "nbgrader", *words], cwd=folder, capture_output=True,
                           text=True, env=environment)
