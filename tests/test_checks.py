@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minltx import flow, layers, losses, objectives, patchify, rope, sampler, vae
+from minltx.ablation import paired
 from minltx.course import checks
 from minltx.course.checks import CHECKS, Wrong, calls_of, check, judge, own, run_calls, time_limit
 from minltx.course.questions import T975
@@ -208,6 +209,17 @@ def test_intervals_and_holm_keep_their_promises():
     found = [min(holm(p)) < 0.05 for p in torch.rand(4000, 6, generator=g).tolist()]
     assert 0.04 < sum(missed) / 4000 < 0.06 and 0.04 < sum(found) / 4000 < 0.06
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_statistics_are_those_of_the_ablations():
+    assert T975 == {n: pytest.approx(paired.quantile(0.95, n), abs=5e-4) for n in T975}
+    for call in calls_of("A5.1"):
+        values, reference = call.arguments
+        differences = [a - b for a, b in zip(values, reference)]
+        assert CHECKS["A5.1"].reference(values, reference)[1:] == pytest.approx(
+            paired.interval(differences), rel=1e-3, abs=1e-2)
+    for call in calls_of("A5.2"):
+        assert CHECKS["A5.2"].reference(*call.arguments) == pytest.approx(paired.holm(*call.arguments))
 
 
 def test_outcomes_hold_plain_values_only():
