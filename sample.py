@@ -3,10 +3,12 @@
     python sample.py "a red 7 moving left"
     python sample.py "a green 3 moving up" "a blue 8 moving right" --out two.png --seed 5
     python sample.py "a red 7 moving left" --image seven.png --out moved.gif
+    python sample.py --words --checkpoint runs/clips/model.pt
     python sample.py "a lighthouse in a storm" --weights ltx.safetensors --text words.safetensors
 
 The toy's words are: a digit 0-9, a colour (red, green, blue, yellow, cyan, magenta) and a direction
-(left, right, up, down). Released weights take any prompt: embed it first with python -m minltx.pretrained.t5.
+(left, right, up, down). A model of your own clips has their captions' words. Released weights take any
+prompt: embed it first with python -m minltx.pretrained.t5.
 """
 
 import math
@@ -21,7 +23,7 @@ from minltx.command import (Parser, check_together, device_name, new_file, numbe
 from minltx.fast_cpu import accelerate
 from minltx.pretrained import options as released
 from minltx.toy import load_toy
-from minltx.video.files import ENDINGS, check_ending, load_clip, save_video
+from minltx.video.files import ENDINGS, check_ending, load_clip, load_given, save_video
 from minltx.video.tiles import HALO, check_tiles, use_tiles
 
 BATCH = 64      # prompts sampled at a time
@@ -31,9 +33,12 @@ CHANGE = 0.7
 def options():
     parser = Parser(prog="sample.py", description=__doc__)
     add = parser.add_argument
-    add("prompts", nargs="+", type=str, metavar="PROMPT")              # "" is the null caption
+    add("prompts", nargs="*", type=str, metavar="PROMPT")              # "" is the null caption
+    add("--words", action="store_true", help="print the words that the model knows, instead of sampling")
     add("--out", type=new_file(*ENDINGS), default="sample.gif",
         help="a name that ends in .gif, .png (sheet), .npz or .mp4 (default: %(default)s)")
+    add("--plain", action="store_true",
+        help="write the frames alone, without caption and in their own size, so that they can be read back")
     add("--image", metavar="FILE", help="a picture to start from: image-to-video")
     add("--given", nargs="+", action="append", default=[], metavar=("FILE", "FRAME [STRENGTH]"),
         help="(after the prompts) a picture or clip (.png, .npz, .mp4 ...) that is given at this frame: a "
@@ -73,6 +78,10 @@ def sides(text):
 
 def check_options(args):
     """Raises ValueError for options that need or exclude another one."""
+    if bool(args.prompts) == args.words:
+        raise ValueError("give at least one PROMPT, or --words without one")
+    if args.plain and len(args.prompts) > 1:
+        raise ValueError("--plain writes a single video: give one prompt")
     check_ending(args.out)
     check_together(args, [*((name, ["weights"], "for released weights") for name in released.NAMES),
                           ("change", ["start"], "for a clip to change"), ("halo", ["tiles"], "for tiles")],
@@ -91,25 +100,14 @@ def load_model(args, device):
     return accelerate(model) if device.type == "cpu" else model
 
 
-def given_clips(args, height, width):
-    """--image and --given as (video (1, 3, F, H, W), frame, strength)."""
-    clips = []
-    for path, *where in ([[args.image, "0"]] if args.image else []) + args.given:
-        try:
-            frame, strength = int(where[0]), float(*where[1:] or (1,))
-        except (IndexError, TypeError, ValueError):
-            raise ValueError(f"--given {path} {' '.join(where)} is not understood: write FILE FRAME or "
-                             "FILE FRAME STRENGTH, such as last.png 16 1") from None
-        clips.append((load_clip(path, height, width, released.preparation(args)), frame, strength))
-    return clips
-
-
 def progress_bar(steps):
     return tqdm(steps, desc="sampling", disable=None)
 
 
 def sample(args):
     check_options(args)
+    if args.words:
+        return print(*load_toy(args.checkpoint).words[2:], sep="\n")
     model = load_model(args, pick_device(args.device))
     defaults, vae = model.sampling_defaults(), model.vae
     frames, *sides = defaults["size"]
@@ -118,7 +116,8 @@ def sample(args):
     names = ("steps", "guidance", "stg", "fps", "decode_t", "decode_noise")
     how = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     vae.latent_shape(*size)                                   # raises ValueError before files are read
-    how["conditions"] = given_clips(args, *size[1:])
+    how["conditions"] = load_given(([[args.image, "0"]] if args.image else []) + args.given, *size[1:],
+                                   released.preparation(args))
     if args.start:
         how["start"] = load_clip(args.start, *size[1:], released.preparation(args, resize=True))
         how["change"] = CHANGE if args.change is None else args.change
@@ -131,6 +130,8 @@ def sample(args):
         halo = HALO if args.halo is None else args.halo
         check_tiles(vae.config, grid, args.tiles, halo)
         use_tiles(vae, args.tiles, halo)
+    for line in [] if args.weights else model.warnings(args.prompts, size, args.fps):
+        print(f"sample.py: warning: {line}", file=sys.stderr)
     seeds, videos, each = [args.seed + i for i in range(len(args.prompts))], [], 1 if args.weights else BATCH
     if math.prod(size) > 4 * math.prod(defaults["size"]):
         from minltx.bench.forecast import check_sampling       # seconds of estimating, for large videos only
@@ -141,7 +142,7 @@ def sample(args):
     for i in range(0, len(seeds), each):
         videos.append(model.generate(args.prompts[i : i + each], seeds[i : i + each], size=size,
                                      progress=progress_bar, **how))
-    save_video(args.out, torch.cat(videos), args.prompts, args.fps or defaults["fps"])
+    save_video(args.out, torch.cat(videos), None if args.plain else args.prompts, args.fps or defaults["fps"])
     print(f"{args.out}: {len(seeds)} of {size[0]} frames, {size[1]}x{size[2]}")
 
 

@@ -19,10 +19,11 @@ from minltx.command import BUDGET, COUNT, SEED, Parser, device_name, new_folder,
 from minltx.evaluation.report import judge, table, write_report
 from minltx.toy.data import load_digits
 from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint
-from minltx.training.endings import one_line
 from minltx.toy.texture import make_world
+from minltx.training.endings import one_line
 from minltx.training.latents import clip_variants, encode_variants, measure_latents
 from minltx.training.loops import build_critics, train_dit, train_vae
+from minltx.training.page import Page
 from minltx.training.parallel import World
 from minltx.training.run import Run
 from minltx.training.settings import PRESETS, scaled
@@ -43,6 +44,10 @@ def train(args, command):
     model = ToyModel(settings.model).to(device)
     source = args.digits if args.world == "black" else f"{args.digits} on {args.photos or 'photographs'}"
     run = Run(out, model, settings, seed, source, World(device), args.resume)
+    if report := run.finished(["vae", "dit"]):
+        print(f"{out} is finished, with its report: for another run name another folder with --out")
+        return report
+    run.page = Page(run, held_out)                  # runs/toy/index.html: open it in a browser
 
     # Stage 1: the VAE learns to encode clips, and to decode latents that are still slightly noisy.
     if "vae" not in run.stages_done:
@@ -59,8 +64,10 @@ def train(args, command):
     # Report: what the saved file (in float16) makes of held-out clips, captions and seeds.
     save_checkpoint(out / "model.pt", model, half=True, command=command)
     model.load_state_dict(load_checkpoint(out / "model.pt")[0].state_dict())
+    run.page.say("judging the model on held-out captions")
     figures, videos = judge(model.eval(), data, held_out, seed, args.prompts)
     report = write_report(run, command, figures, videos)
+    run.page.finish(report)
     print(f"\n{table(report)}\n\n  videos, curves and report.json are in {out}{os.sep}")
     return report
 

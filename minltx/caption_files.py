@@ -8,7 +8,8 @@ import json
 import os
 from pathlib import Path
 
-ENDINGS = (".mp4", ".gif", ".png", ".jpg", ".jpeg")
+VIDEOS = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
+ENDINGS = (*VIDEOS, ".gif", ".png", ".jpg", ".jpeg")
 METADATA = "metadata.jsonl"
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from several_processes import SMALL
 
+import sample
 from minltx.caption_files import captions_in
 from minltx.evaluation import report
 from minltx.evaluation.digits import DigitClassifier
@@ -62,7 +63,7 @@ def test_a_folder_of_gifs_and_stills_trains_the_toy(folder, tmp_path, capsys):
     said = capsys.readouterr().out
     begin = said.index("vae 1/")
     for name, reason in (("05.gif", "has no caption"), ("06.gif", "ends before its last frame"),
-                         ("16.gif", "8 frames cannot be encoded: use 4k+1, such as 5 or 9")):
+                         ("cut to 9x32x32,1x32x32 (", "chosen from 15 files"), ("words are", "learned from")):
         assert 0 <= said.index(name) < begin and said.index(reason) < begin
     assert said.index("memory to train the transformer") < begin
     assert result["digits"] == str(folder) and result["settings"]["token_drop"] == 0.2
@@ -73,6 +74,46 @@ def test_a_folder_of_gifs_and_stills_trains_the_toy(folder, tmp_path, capsys):
     assert model.generate(["a red 7 moving left"], [0]).shape == (1, 3, 9, 32, 32)
     written = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"samples.gif", "reconstruction.png", "report.json"} <= written
+
+
+SUBJECTS = ["A slow zoom, into a blue fractal.", "waves roll onto the beach", "a cat turns its head",
+            "traffic at night (time-lapse)"]
+
+
+@pytest.fixture()
+def natural(tmp_path):
+    """Twenty GIFs of 36 wide frames with captions of any words, and one without a caption."""
+    path = tmp_path / "natural"
+    path.mkdir()
+    y, x = torch.meshgrid(torch.arange(36), torch.arange(64), indexing="ij")
+    for i in range(21):
+        light = [((x * (i + 1) + y * 3 + 5 * k) % 256).byte().numpy() for k in range(36)]
+        frames = [Image.merge("RGB", [Image.fromarray(p), Image.fromarray(255 - p), Image.fromarray(p)])
+                  for p in light]
+        frames[0].save(path / f"{i:02d}.gif", save_all=True, append_images=frames[1:], duration=40)
+        if i < 20:
+            (path / f"{i:02d}.txt").write_text(f"{SUBJECTS[i % 4]} Take {'one' if i % 2 else 'two'}")
+    return path
+
+
+def test_clips_of_any_size_with_any_words_train_sample_and_answer_an_unknown_word(natural, tmp_path, capsys):
+    run(tmp_path / "out", "--clips", natural)
+    said = capsys.readouterr().out
+    assert said.count("has no caption") == 1 and "clips are cut to 9x24x40 (" in said
+    file = tmp_path / "out" / "model.pt"
+    model, _ = load_checkpoint(file)
+    known = model.words[3:]
+    assert model.words == list(model.config.words) and f"{len(known)} words are learned from 18 captions" in said
+    assert {"a", "fractal", "time-lapse", "beach", "one"} <= set(known) and len(set(known)) == len(known)
+    assert model.config.shapes == ((9, 24, 40),)
+    out = tmp_path / "fractal.gif"
+    assert sample.main(["a slow zoom into a blue fractal", "--checkpoint", str(file), "--out", str(out)]) == 0
+    assert capsys.readouterr().err == "" and out.exists()
+    assert sample.main(["a slow zooom into a green fractal", "--checkpoint", str(file), "--out", str(out)]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert "'zooom' is unknown" in first and "nearest known words: zoom" in first and "'green'" in second
+    assert sample.main(["--words", "--checkpoint", str(file)]) == 0
+    assert capsys.readouterr().out.split() == ["<unknown>", *known]
 
 
 def test_what_is_learned_is_what_is_in_the_files(folder, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,11 +189,37 @@ def test_an_npz_gives_its_first_video_back(tmp_path):
         load_clip(tmp_path / "x.npz", 8, 16)
 
 
-def test_without_av_an_mp4_asks_for_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ending, codec", [("mov", "libx264"), ("webm", "libvpx"), ("mkv", "libx264"),
+                                           ("avi", "mpeg4")])
+def test_other_videos_are_read_whole_or_not_at_all(tmp_path, ending, codec):
+    av = pytest.importorskip("av")
+    path, generator = tmp_path / f"x.{ending}", np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=16)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for i in range(9):
+            noise = generator.integers(0, 64, (32, 32, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise + np.uint8(20 * i))))
+        container.mux(stream.encode())
+    path.with_suffix(".txt").write_text("growing light")
+    video, _ = read_clip(path, fps=16)
+    assert video.shape == (3, 9, 32, 32) and (video.float().mean((0, 2, 3)).diff() > 5).all()
+    (clip,), bad = check_folder(tmp_path, VAE, 16)
+    assert clip.caption == "growing light" and bad == []
+    raw = path.read_bytes()
+    for share in (0.5, 0.8):
+        path.write_bytes(raw[: round(share * len(raw))])
+        with pytest.raises(ValueError, match="cannot be read to its end|has no frames"):
+            read_clip(path)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "webm"])
+def test_without_av_a_video_asks_for_it(tmp_path, monkeypatch, ending):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    (tmp_path / "x.mp4").write_bytes(b"")
-    for call in (lambda: read_clip(tmp_path / "x.mp4"), lambda: check_folder(tmp_path, VAE, 16),
-                 lambda: load_clip(tmp_path / "x.mp4", 8, 8)):
+    path = tmp_path / f"x.{ending}"
+    path.write_bytes(b"")
+    for call in (lambda: read_clip(path), lambda: check_folder(tmp_path, VAE, 16),
+                 lambda: load_clip(path, 8, 8)):
         with pytest.raises(ValueError, match="pip install av"):
             call()
 
@@ -224,6 +251,32 @@ def test_a_clip_goes_to_the_bucket_that_loses_least_of_it(shape, chosen):
 
 def test_a_clip_shorter_than_all_buckets_gets_none():
     assert choose_bucket(8, 32, 32, parse_buckets("9x32x32,17x32x32")) is None
+
+
+@pytest.mark.parametrize("shapes, most, expected", [
+    ([(32, 360, 640)] * 30 + [(10, 360, 640)], (17, 32, 32), "17x24x40"),    # wide clips, few pixels
+    ([(32, 640, 360)] * 5, (17, 32, 32), "17x40x24"),
+    ([(48, 512, 512)] * 9 + [(1, 300, 300)], (17, 32, 32), "17x32x32,1x32x32"),
+    ([(9, 32, 32)] * 4, (17, 32, 32), "9x32x32"),                            # as they are
+    ([(30, 16, 16)] * 4, (17, 32, 32), "17x16x16"),                          # never enlarged
+    ([(30, 99, 99)] * 7 + [(12, 99, 99)] * 3, (17, 32, 32), "9x32x32"),      # long enough for three quarters
+    ([(1, 480, 640)] * 3, (17, 32, 32), "1x24x32"),
+    ([(48, 1080, 1920)] * 3, (121, 512, 768), "45x480x832")])
+def test_a_bucket_is_chosen_from_the_clips(shapes, most, expected):
+    vae = VAE if most[0] == 17 else SimpleNamespace(config=SimpleNamespace(stride=(4, 32, 32)))
+    assert ",".join(map(str, clips.suggest_buckets(shapes, vae, most))) == expected
+    for bucket in clips.suggest_buckets(shapes, vae, most):
+        assert bucket.frames <= most[0] and bucket.height * bucket.width <= 1.3 * most[1] * most[2]
+
+
+def test_a_folder_of_other_sizes_is_cut_to_the_chosen_bucket(tmp_path, capsys):
+    for i, frames in enumerate((30, 30, 30, 4)):
+        write(tmp_path / f"{i}.gif", pages(frames, 45, 80), text=str(i))
+    training, held_out, bad = open_folder(tmp_path, VAE, 16, most=(17, 32, 32))
+    assert [d.config.clip_shape for d in training + held_out] == [(17, 24, 40)] * 2
+    assert [name for name, _ in bad] == ["3.gif"]
+    assert training[0].batch(2, rng())[0].shape[2:] == (17, 24, 40)
+    assert "clips are cut to 17x24x40 (frames x height x width), chosen from 4 files" in capsys.readouterr().out
 
 
 def test_an_illegal_bucket_names_the_nearest_legal_numbers(tmp_path):
@@ -321,7 +374,22 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, capsys):
     open_folder(folder, VAE, 16, check_caption=lambda caption: tokenize([caption]))
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith(f"3 clips; {len(bad)} files or lines are skipped:")
-    assert printed[1:] == [f"  {name} {reason}" for name, reason in bad]
+    lines = {f"  {name} {reason}" for name, reason in bad}
+    assert lines >= {line.split(" (and ")[0] for line in printed[1:]} and len(printed) - 1 < len(bad)
+    more = [int(line.split(" (and ")[1].split()[0]) for line in printed if " more like it)" in line]
+    assert len(printed) - 1 + sum(more) == len(bad)
+
+
+def test_each_kind_of_reason_is_printed_once_with_its_count(capsys):
+    bad = [(f"{name}.gif", f"has no caption: write it into {name}.txt") for name in ("a", "dance", "x2")]
+    bad += [(f"{i}.gif", f"is shorter than every bucket, with {i} frames at 16 fps") for i in (3, 11)]
+    bad += [(f"{text}.gif", f"the caption {text!r} has no embedding") for text in ("b", "two dogs")]
+    clips.report_bad("set", [object()], [*bad, ("z.gif", "does not exist")])
+    assert capsys.readouterr().out.splitlines() == [
+        "set: 1 clips; 8 files or lines are skipped:",
+        "  a.gif has no caption: write it into a.txt (and 2 more like it)",
+        "  3.gif is shorter than every bucket, with 3 frames at 16 fps (and 1 more like it)",
+        "  b.gif the caption 'b' has no embedding (and 1 more like it)", "  z.gif does not exist"]
 
 
 def test_a_folder_without_a_usable_clip_says_so_after_the_reasons(tmp_path, capsys):

@@ -6,7 +6,7 @@ import torch
 from minltx.toy.data import MovingDigit, caption
 from minltx.dit import DiT, DiTConfig, flatten_latent, unflatten_tokens
 from minltx.layers import Attention, modulate, rms_norm, timestep_embedding
-from minltx.toy.captions import CaptionEncoder, tokenize
+from minltx.toy.captions import CaptionEncoder, learn_words, nearest_words, tokenize
 
 TINY = DiTConfig(latent_channels=4, width=48, depth=2, heads=4, text_width=32, stride=(8, 8, 8),
                  max_position=(2.0, 64.0, 64.0), theta=100.0)
@@ -156,6 +156,22 @@ def test_words():
         tokenize(["a purple 7 moving left"])
     with pytest.raises(ValueError, match="at most 16"):
         tokenize(["a " * 17])
+
+
+def test_a_vocabulary_is_learned_from_captions():
+    """The most frequent words first, at most 4,096 in all; the others are <unknown>, which adds nothing."""
+    words = learn_words(["The cat, the CAT!", "the time-lapse <pad> cat's"])
+    assert words == ["<pad>", "<nothing>", "<unknown>", "the", "cat", "cat's", "time-lapse"]
+    ids, mask = tokenize(["a Cat", "", "the " * 99], words)
+    assert ids[0, :2].tolist() == [2, 4] and ids[1, 0] == 1 and ids.shape == (3, 64)
+    assert mask.sum(1).tolist() == [2, 1, 64]
+    encoder = CaptionEncoder(16, words=words)
+    assert (encoder.words.weight[2] == 0).all() and encoder.words.weight[3].abs().min() > 0
+    assert torch.isfinite(encoder(ids, mask)).all()
+    assert learn_words(["\x1b[2J red " + "x" * 61]) == [*words[:3], "red"]
+    many = learn_words([f"often word{i}" for i in range(5000)])
+    assert len(many) == 4096 and many[3] == "often"
+    assert nearest_words("cet", words) == ["cat"] and nearest_words("qqq", words) == words[3:]
 
 
 def test_the_default_config_is_the_2b_model():

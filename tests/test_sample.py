@@ -4,6 +4,7 @@ every mistake."""
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from minltx.evaluation import metrics
 from minltx.files import put_in_place
 from minltx.toy import load_toy
 from minltx.toy.data import DataConfig, MovingDigit, MovingDigits, draw_digits
-from minltx.toy.model import SHIPPED, save_checkpoint
-from minltx.video.files import save_video, to_uint8
+from minltx.toy.model import SHIPPED, ToyModel, save_checkpoint
+from minltx.video.files import load_clip, save_video, to_uint8
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,6 +130,52 @@ def test_any_legal_size_and_length(tmp_path, options, shape):
     assert frames_of(out)[0].shape == (1, *shape, 3)
 
 
+@pytest.mark.parametrize("options, says", [
+    (["a red 7 moving left", "--size", "64"], "17x64x64 (frames x height x width) was not in training"),
+    (["a red 7 moving left", "--frames", "65"], "65x32x32"),
+    (["a red 7 moving left", "--fps", "30"], "30 frames per second"),
+    (["red blue 7"], "'red blue 7' is not of the form of the captions in training"),
+    (["a red 7"], "such as 'a red 7 moving left'"), (["a red 7 moving left", "--frames", "1"], "'a red 7'"),
+    (["A red 7, moving left."], None), (["a red 7", "--frames", "1"], None), ([""], None)])
+def test_what_was_not_in_training_gives_a_warning_line(tmp_path, monkeypatch, capsys, options, says):
+    monkeypatch.setattr(ToyModel, "generate", lambda *args, **how: torch.zeros(1, 3, 1, 32, 32))
+    assert sample.main([*options, "--out", str(tmp_path / "x.npz")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    if says is None:
+        assert lines == []
+    else:
+        assert len(lines) == 1 and lines[0].startswith("sample.py: warning: ") and says in lines[0]
+
+
+def test_a_model_of_several_shapes_knows_them_all():
+    model = load_toy()
+    model.config = replace(model.config, shapes=((17, 32, 32), (9, 48, 32)))
+    for size, known in (((9, 48, 32), True), ((1, 48, 32), True), ((17, 48, 32), False)):
+        assert (model.warnings(["a red 7" + " moving up" * (size[0] > 1)], size) == []) == known
+
+
+@pytest.mark.parametrize("ending", ["mp4", "gif", "npz", "png"])
+def test_a_plain_file_is_the_video_alone_and_is_read_back(tmp_path, monkeypatch, ending):
+    if ending == "mp4":
+        pytest.importorskip("av")
+    frames, path = 1 if ending == "png" else 17, tmp_path / f"x.{ending}"
+    data = MovingDigits(*draw_digits(300, 1), DataConfig())
+    video = data.clips([[MovingDigit(7, "red", "left")]], torch.Generator().manual_seed(2))[:, :, :frames]
+    monkeypatch.setattr(ToyModel, "generate", lambda *args, **how: video)
+    assert sample.main(["a red 7", "--frames", str(frames), "--plain", "--out", str(path)]) == 0
+    again = load_clip(path, 32, 32)
+    assert again.shape == video.shape
+    assert metrics.psnr(again, video).min() > (20 if ending == "mp4" else 28)   # mp4 halves the colours' size
+    (track, _), (same, _) = (metrics.centres(metrics.brightness(x)) for x in (again, video))
+    assert (track - same).norm(dim=-1).max() < 0.7                              # pixels
+
+
+def test_the_words_of_the_shipped_model_are_printed(capsys):
+    assert sample.main(["--words"]) == 0
+    words = capsys.readouterr().out.split()
+    assert len(words) == 23 and {"a", "red", "7", "left"} <= set(words)
+
+
 def broken_checkpoint(tmp_path, kind):
     path = tmp_path / f"{kind}.pt"
     if kind == "text":
@@ -157,6 +204,8 @@ def broken_checkpoint(tmp_path, kind):
     (["a red 7 moving left", "--steps", "0"], "use 1 to 1000"),
     (["a red 7 moving left", "--seed", "99999999999999999999999"], "out of range"),
     (["a red 7 moving left", "--size", "0", "--image", PICTURE], "'0' is not understood"),
+    (["a red 7 moving left", "a red 7 moving up", "--plain"], "--plain writes a single video"),
+    (["a red 7 moving left", "--words"], "or --words without one"),
     (["a red 7 moving left", "--out", "x.avi"], ".gif, .png, .npz, .mp4"),
     (["a red 7 moving left", "--image", "absent.png"], "cannot read absent.png"),
     (["a red 7 moving left", "--image", str(ROOT / "README.md")], "as a picture"),

@@ -53,7 +53,7 @@ def test_the_ground_moves_as_one_picture():
     """On a picture whose brightness is linear in x and y, every frame is the first one plus one number."""
     y, x = torch.meshgrid(torch.arange(504.0), torch.arange(504.0), indexing="ij")    # 12 x 42 and 7 x 72
     data = TexturedDigits(*DIGITS, DataConfig(), [(x + 2 * y) / 1512])
-    ground = data.grounds(8, 17, rng())[..., 2:-2, 2:-2]                     # without the picture's blurred edge
+    ground = data.grounds(8, 17, rng())[..., 2:-2, 2:-2]                     # without blurred edges
     change = ground - ground[:, :1]
     assert (change - change.mean((2, 3), keepdim=True)).abs().max() < 1e-3
     steps = change.mean((2, 3)).diff(dim=1)                                  # (8, F-1), all steps alike

@@ -18,7 +18,7 @@ from minltx.objectives import Batch, flow_objective, vae_objective
 from minltx.sampler import Condition, check_condition
 from minltx.toy.data import VAE_STAGE, DataConfig, MovingDigits, caption, draw_digits, load_digits, rng
 from minltx.toy.model import ModelConfig, ToyModel, load_checkpoint
-from minltx.training import loops
+from minltx.training import loops, page
 from minltx.training.latents import LatentCache, batch_of_latents, clip_variants, encode_variants
 from minltx.training.loops import build_critics, train_dit, train_vae
 from minltx.training.muon import optimizers, orthogonalize
@@ -28,6 +28,7 @@ from minltx.training.settings import (LARGE, PRESETS, TOY, Settings, from_stored
 from minltx.vae import VAEConfig
 
 DIGITS = functools.cache(load_digits)       # drawn once for all tests
+WATCHED = {"index.html", "log.jsonl", "samples"}
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SMALL = Settings(model=ModelConfig(
     data=DataConfig(frames=9, speed=(10.0, 20.0)),
@@ -50,6 +51,7 @@ def small_toy():
         patch.setattr(report, "save_curves", lambda path, panels: path.touch())      # drawn in test_report.py
         patch.setattr(report, "NOISE", (0.0, 0.1))
         patch.setattr(report, "classifier_for", lambda data, seed: trained_on.append(data) or classifier)
+        patch.setattr(page, "PARTS", 1)
         yield trained_on
 
 
@@ -127,7 +129,7 @@ def test_a_run_that_is_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_
         patch.setattr(torch, "save", lambda stored, file: calls.append(1) or (
             half if len(calls) > save else original)(stored, file))
         run(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert {p.name for p in tmp_path.iterdir()} - WATCHED == {"checkpoint.pt"}
     check_equal(tmp_path, run(tmp_path, "--resume"), whole)
 
 
@@ -135,7 +137,7 @@ def test_a_run_leaves_what_it_promises(whole):
     folder, result, trained_on = whole
     names = {p.name for p in folder.iterdir()}
     assert names == {"samples.gif", "samples.png", "image_to_video.gif", "reconstruction.png", "curves.png",
-                     "report.json", "checkpoint.pt", "model.pt"}
+                     "report.json", "checkpoint.pt", "model.pt"} | WATCHED
     written = json.loads((folder / "report.json").read_text())
     expected = MovingDigits(*DIGITS("drawn", 0)[0], SMALL.model.data)
     judge_saw, = trained_on

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 from minltx.files import put_in_place
 from minltx.toy.data import COLOURS, DIRECTIONS, DataConfig, MovingDigits, load_digits
@@ -111,7 +112,7 @@ def train_classifier(data, steps=700, seed=0, batch=128):
         classifier = DigitClassifier().train()
         optimizer = torch.optim.AdamW(classifier.parameters())
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-        for _ in range(steps):
+        for _ in tqdm(range(steps), desc="digit classifier", disable=None):
             scenes = [scene[:1] for scene in data.choose(batch, generator)]
             labels = torch.tensor([scene[0].digit for scene in scenes])
             grey = brightness(data.clips(scenes, generator, still=True))[:, 0]             # (B, H, W)

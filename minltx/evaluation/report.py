@@ -11,6 +11,7 @@ import time
 from functools import partial
 
 import torch
+from tqdm import tqdm
 
 from minltx.command import hardware
 from minltx.evaluation.digits import classifier_for, judge_clips
@@ -84,7 +85,8 @@ def judge_dit(model, held_out, classifier, seed, prompts):
 
     def generate(given):
         parts = []
-        for i in range(0, prompts, few):
+        name = f"judging {'image' if given else 'text'}-to-video"
+        for i in tqdm(range(0, prompts, few), desc=name, disable=None):
             part = slice(i, i + few)
             conditions = [(first[part], 0, 1.0)] if given else ()
             parts.append(model.generate(captions[part], seeds[part], tuple(clips.shape[2:]), conditions))

@@ -12,9 +12,9 @@ from minltx.dit import DiT, DiTConfig
 from minltx.files import read_torch, write_torch
 from minltx.flow import schedule_from, shifted_schedule
 from minltx.sampler import Guidance, Sampling, generate
-from minltx.toy.captions import MAX_WORDS, CaptionEncoder, StoredText, tokenize
+from minltx.toy.captions import WORDS, CaptionEncoder, StoredText, caption_warnings, most_words, tokenize
 from minltx.toy.data import DataConfig
-from minltx.toy.stored import check_depth, check_tensors, configs_from
+from minltx.toy.stored import check_depth, check_tensors, configs_from, words_and_shapes
 from minltx.vae import VAEConfig, VideoVAE
 
 FORMAT = "minltx-1"
@@ -27,12 +27,15 @@ class ModelConfig:
     """The whole toy: its clips and both networks; the caption encoder is as wide as dit.text_width.
 
     For a folder of clips, data.digits is 0 and data.size may be (height, width). With stored_text there is no
-    caption encoder: captions were embedded before, see `StoredText`."""
+    caption encoder: captions were embedded before, see `StoredText`. words: the vocabulary, () for that of
+    the digits. shapes: every (frames, height, width) in training, () for that of the data alone."""
 
     data: DataConfig
     vae: VAEConfig
     dit: DiTConfig
     stored_text: bool = False
+    words: tuple = ()
+    shapes: tuple = ()
 
 
 class ToyModel(nn.Module):
@@ -43,29 +46,46 @@ class ToyModel(nn.Module):
         self.config = config
         self.vae = VideoVAE(config.vae)
         self.dit = DiT(config.dit)
-        self.text = StoredText() if config.stored_text else CaptionEncoder(config.dit.text_width)
+        self.words = list(config.words) or WORDS
+        self.text = (StoredText() if config.stored_text else
+                     CaptionEncoder(config.dit.text_width, words=self.words))
 
     def embed(self, captions):
         """Captions -> (B, L, text width), mask (B, L). Raises ValueError for unknown words."""
         device = self.dit.scale_shift_table.device
         if self.config.stored_text:
             return self.text(captions, device)
-        ids, mask = (x.to(device) for x in tokenize(captions))
+        ids, mask = (x.to(device) for x in tokenize(captions, self.words))
         return self.text(ids, mask), mask
 
     def check(self, captions):
-        """Raises ValueError if there is no caption, or one has an unknown word, or more digits than a clip
-        of the training had."""
+        """Raises ValueError if there is no caption, or one has a word that the digits' vocabulary has not, or
+        more digits than a clip of the training had."""
         require.require(captions and not isinstance(captions, str), "captions", captions, "a list of texts")
         if self.config.stored_text:
             return [self.text.check(caption) for caption in captions]
-        tokenize(captions)
+        tokenize(captions, self.words)
         most = self.config.data.digits
         for text in captions:
             if most and sum(word.strip(",.").isdigit() for word in text.split()) > most:
                 raise ValueError(f"{text!r} names more than {most} digit{'s' * (most > 1)}, "
                                  f"but this model was trained with {most} per clip: "
                                  "use fewer, or a --checkpoint trained with more")
+
+    def warnings(self, captions, size, fps=None):
+        """What of a request was not in training, one line each: such videos are often wrong.
+
+        size: (frames, height, width). A picture, of one frame, was in training in every size of a clip."""
+        shapes = self.config.shapes or (self.config.data.clip_shape,)
+        known, lines = {*shapes, *((1, *shape[1:]) for shape in shapes)}, []
+        if tuple(size) not in known:
+            lines.append(f"{'x'.join(map(str, size))} (frames x height x width) was not in training: it had "
+                         + ", ".join("x".join(map(str, shape)) for shape in shapes))
+        if fps not in (None, self.config.data.fps):
+            lines.append(f"{fps:g} frames per second were not in training: it had {self.config.data.fps:g}")
+        for caption in captions if not self.config.stored_text else ():
+            lines += caption_warnings(caption, self.words, still=size[0] == 1)
+        return lines
 
     def sampling(self, size=None, steps=None, guidance=None, fps=None, change=None, **more):
         """How this model samples a video of size (frames, height, width): `sampler.Sampling`.
@@ -85,7 +105,7 @@ class ToyModel(nn.Module):
         """How this model samples by default, as plain values: for a script, or to be stored in another
         format. The names are those of `pretrained.releases.SamplingConfig`."""
         return {"schedule": "uniform", "shifted": True, "terminal": 0.1, "steps": STEPS,
-                "guidance": {"cfg": GUIDANCE}, "condition_noise": 0.0, "text_tokens": MAX_WORDS,
+                "guidance": {"cfg": GUIDANCE}, "condition_noise": 0.0, "text_tokens": most_words(self.words),
                 "size": self.config.data.clip_shape, "fps": self.config.data.fps}
 
     @torch.no_grad()
@@ -110,7 +130,7 @@ def config_from(stored):
     text = stored.get("stored_text", False)
     if not isinstance(text, bool):
         raise ValueError(f"stored_text is {text!r:.60}, not true or false")
-    return ModelConfig(*configs_from(stored), stored_text=text)
+    return ModelConfig(*configs_from(stored), text, *words_and_shapes(stored))
 
 
 def with_zero_conditioning(weights, stored, model):

@@ -8,6 +8,7 @@ import math
 import torch
 
 from minltx.dit import DiTConfig
+from minltx.toy.captions import SPECIAL, VOCABULARY, is_word
 from minltx.toy.data import DataConfig
 from minltx.vae import BLOCKS, VAEConfig
 
@@ -34,6 +35,19 @@ def configs_from(stored):
         parts.append(cls(**fields))
     check(*parts)
     return parts
+
+
+def words_and_shapes(stored):
+    """The vocabulary and the training's shapes in a checkpoint's plain dictionary, () in older files. Raises
+    ValueError for a vocabulary that `captions.learn_words` cannot return, and for shapes without three sizes.
+    """
+    words, shapes = (tuples(stored.get(name, ())) for name in ("words", "shapes"))
+    learned = isinstance(words, tuple) and all(isinstance(x, str) and is_word(x) for x in words[3:])
+    if words and not (learned and words[:3] == SPECIAL and len(set(words)) == len(words) <= VOCABULARY):
+        raise ValueError(f"words is {words!r:.60}, which is not a vocabulary")
+    if not isinstance(shapes, tuple) or len(shapes) > 1000 or not all(triple(x, whole) for x in shapes):
+        raise ValueError(f"shapes is {shapes!r:.60}, not (frames, height, width) of clips")
+    return words, shapes
 
 
 # --- What a config may hold -------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def folder_pictures(folder):
                 with Image.open(path) as picture:
                     pictures.append(np.asarray(picture.convert("L")))
             except OSError as error:
-                raise ValueError(f"{path} cannot be read as a picture ({error}): replace or remove it") from None
+                raise ValueError(f"{path} cannot be read as a picture ({error}): "
+                                 "replace or remove it") from None
     if not pictures:
         raise ValueError(f"there is no photograph in {folder}: add {', '.join(PICTURES)}")
     return pictures

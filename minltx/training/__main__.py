@@ -1,6 +1,6 @@
 r"""Train on your own clips or on digits: on several GPUs, from released weights, or a single stage.
 
-    python -m minltx.training --clips FOLDER          GIFs, mp4 files and pictures with captions
+    python -m minltx.training --clips FOLDER          videos, GIFs and pictures with captions of any words
     python -m minltx.training --only vae              digits, the autoencoder only; --vae FILE: without it
     torchrun --nproc-per-node 2 -m minltx.training --micro-batches 2 --parallel fsdp
     torchrun --nproc-per-node 8 -m minltx.training --preset 2b --clips FOLDER --text words.safetensors \
@@ -26,13 +26,14 @@ from minltx.command import (BUDGET, COUNT, SEED, Parser, check_together, device_
                             number, pick_device)
 from minltx.dit import DiT
 from minltx.evaluation.report import judge, table, write_report
-from minltx.toy.captions import StoredText, tokenize
+from minltx.toy.captions import StoredText, learn_words, most_words, split_words
 from minltx.toy.data import MovingDigits, load_digits
 from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint
 from minltx.training import memory, parallel
 from minltx.training.endings import end, one_line
 from minltx.training.latents import clip_variants, latent_cache, measure_latents, take_vae
 from minltx.training.loops import build_critics, train_dit, train_vae
+from minltx.training.page import Page
 from minltx.training.run import Run
 from minltx.training.settings import PRESETS, scaled
 from minltx.vae import VideoVAE
@@ -83,16 +84,29 @@ def clips_data(args, settings):
     with torch.device("meta"):
         vae = VideoVAE(settings.model.vae)
     buckets = parse_buckets(args.buckets) if args.buckets else ()
-    check_caption = text.check if text else lambda caption: tokenize([caption])
-    training, held_out, _ = open_folder(args.clips, vae, settings.model.data.fps, buckets, check_caption)
+    training, held_out, _ = open_folder(args.clips, vae, settings.model.data.fps, buckets,
+                                        text.check if text else None, settings.model.data.clip_shape)
     if not held_out:
         raise ValueError(f"{args.clips} has one usable clip: add another one, to be held out")
     c = training[0].config
     data = replace(settings.model.data, frames=c.frames, size=c.size, digits=0, digit_size=0)
     # The weight of bright pixels is meant for objects on black.
-    settings = replace(settings, model=replace(settings.model, data=data, stored_text=bool(text)),
+    model = replace(settings.model, data=data, stored_text=bool(text),
+                    words=() if text else words_of(training),
+                    shapes=tuple(folder.config.clip_shape for folder in training))
+    settings = replace(settings, model=model,
                        loss=replace(settings.loss, foreground=0.0))
     return Data(training, training, held_out[0], text), settings
+
+
+def words_of(training):
+    """The vocabulary of the captions of ClipFolders, as a tuple; says how many words it has."""
+    captions = [clip.caption for folder in training for clip in folder.clips]
+    words = learn_words(captions)
+    longest = max(len(split_words(text)) for text in captions)
+    print(f"{len(words) - 3} words are learned from {len(captions)} captions"
+          + f", of which only the first {most_words(words)} words are read" * (longest > most_words(words)))
+    return tuple(words)
 
 
 def read_text(path, width):
@@ -138,7 +152,7 @@ def estimate_memory(settings, world, args):
         stages["the autoencoder"] = {**memory.estimate_vae(settings.model.vae, clip, batch=batch, **plan),
                                      "weights of the transformer": memory.weights_of(DiT, dit)}
     if args.only != "vae":
-        words = 256 if settings.model.stored_text else 16
+        words = 256 if settings.model.stored_text else most_words(settings.model.words)
         stages["the transformer"] = {
             **memory.estimate_dit(dit, tokens, words, times=tokens, batch=settings.dit_batch, **plan),
             "weights of the autoencoder": memory.weights_of(VideoVAE, settings.model.vae)}
@@ -168,6 +182,11 @@ def train(args, command):
     if data.text:
         model.text = data.text
     run = Run(args.out, model, settings, args.seed, args.clips or args.digits or "drawn", world, args.resume)
+    if report := run.finished(["vae"] if args.only else ["vae", "dit"]):
+        print(f"{args.out} is finished, with its report: for another run name another folder with --out")
+        return report
+    if world.rank == 0:
+        run.page = Page(run, data.held_out)
 
     if (args.vae or args.weights) and "vae" not in run.stages_done:
         if args.weights:
@@ -199,8 +218,10 @@ def report_on(run, data, args, command):
         save_checkpoint(out / "model.pt", model, half=True, command=command)
         model.load_state_dict(load_checkpoint(out / "model.pt")[0].state_dict())    # judge what was saved
     prompts = (args.prompts or 200) if args.only != "vae" else 0
+    run.page.say("judging the model on held-out clips")
     figures, videos = judge(model.eval(), data.vae[0], data.held_out, args.seed, prompts)
     report = write_report(run, command, figures, videos)
+    run.page.finish(report)
     print(f"\n{table(report)}\n\n  videos, curves and report.json are in {out}{os.sep}")
     return report
 
@@ -224,7 +245,7 @@ def arguments():
     add("--digits", help="drawn, mnist (download) or a folder of IDX files (default: drawn)")
     add("--clips", metavar="FOLDER", help="your own clips with captions instead of digits")
     add("--buckets", metavar="FxHxW,...", help="frames, height and width that clips are cut to (default: "
-        "each clip as it is)")
+        "chosen from the clips, at most as large as the preset's)")
     add("--text", metavar="FILE", help="the captions' embeddings, by python -m minltx.pretrained.t5 --clips")
     add("--latents", metavar="FILE", type=new_file(),
         help="store the clips' latents in this file, or read them from it")

@@ -82,6 +82,32 @@ def sigterm_as_ctrl_c(notes, prog):
             signal.set_wakeup_fd(-1)
 
 
+class Interrupt:
+    """Ctrl-C and SIGTERM between steps: the first is only `noted`, so that the step is finished and saved."""
+
+    noted = False
+
+    def between_steps(self, steps, processes=1):
+        """The steps, and until the last one signals are noted. Several processes would stop at different
+        steps, so there, and outside the main thread, a signal acts as it did before."""
+        if processes > 1 or threading.current_thread() is not threading.main_thread():
+            yield from steps
+            return
+        before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield from steps
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def note(self, number, frame):
+        """The second one stops the run at once."""
+        if self.noted:
+            raise KeyboardInterrupt
+        self.noted = True
+        print("\nsaving after this step; once more: stopping at once", file=sys.stderr, flush=True)
+
+
 def end_on_sigterm(reader, notes, prog):
     """Wait for SIGTERM, which Python writes into this pipe as a byte, and end the process."""
     while os.read(reader, 1) != bytes([signal.SIGTERM]):

@@ -168,8 +168,11 @@ def build_critics(settings, data, seed, device, steps=700, discriminator_class=D
     """
     perceptual = discriminator = None
     if settings.loss.perceptual:
-        perceptual = (metrics.lpips_distance(device) if settings.perceptual == "lpips" else
-                      metrics.digit_distance(train_classifier(data.on_black, steps, seed + 1).to(device)))
+        if settings.perceptual == "lpips":
+            perceptual = metrics.lpips_distance(device)
+        else:
+            classifier = train_classifier(data.on_black, steps, seed + 1)
+            perceptual = metrics.digit_distance(classifier.to(device))
     if settings.loss.adversarial:
         with torch.random.fork_rng():
             torch.manual_seed(seed)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from minltx.files import clear_leftovers, put_in_place
 from minltx.toy.model import read_checkpoint, save_checkpoint
 from minltx.toy.stored import check_tensors
-from minltx.training.endings import Diverged
+from minltx.training.endings import Diverged, Interrupt
 from minltx.training.parallel import World, like_shard
 from minltx.training.settings import from_stored, stored
 from minltx.training.shards import fill, read_parts, write_parts
@@ -77,6 +77,8 @@ class Run:
         self.stages_done = []                   # their names
         self.stage_name, self.stage, self.step, self.total = None, None, 0, 0
         self.history, self.by_t, self.seconds = {}, [[0.0, 0] for _ in range(10)], {}
+        self.page = None                        # a `page.Page`, if the run is to be watched
+        self.interrupt = Interrupt()
         self.pending = None                     # a checkpoint in the middle of a stage, until that is loaded
         if resume:
             self.restore()
@@ -101,14 +103,16 @@ class Run:
         quiet = True if self.world.rank else None
         bar = tqdm(range(start, total), desc=name, initial=start, total=total, disable=quiet)
         every = max(1, total // 10)
-        for step in bar:
+        for step in self.interrupt.between_steps(bar, self.world.size):
             yield step
             self.seconds[name] = before + time.perf_counter() - began
             last = " ".join(f"{key} {rows[-1][1]:.4g}" for key, rows in self.history.items()
                             if key.startswith(name + " "))
             bar.set_postfix_str(last, refresh=False)
             if not quiet and bar.disable and (step % every == every - 1 or step == total - 1):
-                print(f"{name} {step + 1}/{total}  {self.seconds[name]:.0f} s  {last}", flush=True)
+                left = (time.perf_counter() - began) / (step + 1 - start) * (total - step - 1)
+                print(f"{name} {step + 1}/{total}  {self.seconds[name]:.0f} s, {left:.0f} s left  {last}",
+                      flush=True)
 
     def log(self, step, **numbers):
         """Add a point to the curves named "stage number"."""
@@ -123,6 +127,8 @@ class Run:
             line = f"the training diverged: stage {self.stage_name}, step {step + 1}: {', '.join(bad)}"
             if self.world.rank == 0:
                 put_in_place(self.note, lambda part: part.write_text(line + "\n"))
+            if self.page:
+                self.page.say(line, live=False)
             raise Diverged(f"{line}; the last checkpoint is kept")
 
     def log_by_t(self, t, error):
@@ -144,17 +150,37 @@ class Run:
     # --- Saving -------------------------------------------------------------------------------------------
 
     def save(self, done):
-        """After step `done`: write a checkpoint every `save_every` steps, before the last one."""
+        """After step `done`: write a checkpoint every `save_every` steps, before the last one, and when the
+        user stops the run. Raises KeyboardInterrupt then."""
         self.step = done
-        if done % self.save_every == 0 and done < self.total:
+        if self.page:
+            self.page.step()
+        if done < self.total and (done % self.save_every == 0 or self.interrupt.noted):
             self.check_weights()
             self.write()
+            self.stop_if_asked()
 
     def finish(self):
         """The stage is complete and its result is in the model."""
         self.check_weights()
         self.stages_done, self.stage_name, self.stage = self.stages_done + [self.stage_name], None, None
         self.write()
+        self.stop_if_asked()
+
+    def stop_if_asked(self):
+        """After a checkpoint: raises KeyboardInterrupt if the user has stopped the run."""
+        if self.interrupt.noted:
+            if self.page:
+                self.page.say("stopped and saved: the same command with --resume goes on", live=False)
+            raise KeyboardInterrupt
+
+    def finished(self, stages):
+        """The report of this run, if these stages are done and judged; otherwise None."""
+        path = self.out / "report.json"
+        if self.pending or not set(stages) <= set(self.stages_done) or not path.exists():
+            return None
+        report = json.loads(path.read_text())
+        return report if report["history"] == self.history else None        # not of an earlier run
 
     def write(self):
         """The checkpoint of this moment, in place of the last one."""

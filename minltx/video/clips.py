@@ -1,22 +1,23 @@
 """Folders of clips with captions: every file is checked before anything is trained.
 
-A folder holds clips (.mp4, .gif) and pictures (.png, .jpg), each with its caption in a text file of the same
-name (dance.mp4, dance.txt), or a file metadata.jsonl with lines such as {"file_name": "dance.mp4", "text":
-"a dancer turns"}, which take precedence. A picture is a clip of one frame. Other files, hidden files and
-folders are ignored, unless metadata.jsonl names them.
+A folder holds clips (.mp4, .mov, .webm, .gif ...) and pictures (.png, .jpg), each with its caption in a text
+file of the same name (dance.mp4, dance.txt), or a file metadata.jsonl with lines such as {"file_name":
+"dance.mp4", "text": "a dancer turns"}, which take precedence. A picture is a clip of one frame. Other files,
+hidden files and folders are ignored, unless metadata.jsonl names them.
 """
 
 import math
 import os
+import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from minltx.caption_files import ENDINGS, METADATA, caption_of, list_clips, read_metadata
+from minltx.caption_files import ENDINGS, METADATA, VIDEOS, caption_of, list_clips, read_metadata
 from minltx.command import parse_sizes
 from minltx.video.files import fit, import_av, read_frames
 
@@ -99,6 +100,31 @@ def choose_bucket(frames, height, width, buckets):
     return min((bucket for bucket in buckets if bucket.frames <= frames), key=loss, default=None)
 
 
+def suggest_buckets(shapes, vae, most):
+    """Buckets for files of these (frames, height, width): one for clips, one for pictures, if there are any.
+
+    No more frames or pixels than `most` (frames, height, width); three quarters of the clips are long enough,
+    half of the files are large enough, and the sides are those of the middle file, as far as the VAE allows.
+    """
+    step, *units = vae.config.stride
+    lengths = sorted(frames for frames, _, _ in shapes if frames > 1)
+    longest = min(most[0], lengths[len(lengths) // 4]) if lengths else 1
+    frames = (longest - 1) // step * step + 1
+    height, width = sorted(((h, w) for _, h, w in shapes), key=lambda s: s[1] / s[0])[len(shapes) // 2]
+    areas = sorted(h * w for _, h, w in shapes)
+    area = min(most[1] * most[2], areas[(len(areas) - 1) // 2])
+
+    def loss(sides):
+        aspect, pixels = sides[1] / sides[0], sides[0] * sides[1]
+        return abs(math.log(aspect / (width / height))) + abs(math.log(pixels / area))
+
+    tall = round((area * height / width) ** 0.5 / units[0])
+    sides = min(((h * units[0], w * units[1]) for h in range(max(1, tall - 2), tall + 3)
+                 for w in range(1, 2 * round(area**0.5 * max(1, width / height) / units[1]) + 3)), key=loss)
+    stills = any(f == 1 for f, _, _ in shapes)
+    return tuple(Bucket(n, *sides) for n in ([frames] if lengths else []) + ([1] if stills else []))
+
+
 # --- A folder, checked ------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -122,8 +148,9 @@ def check_buckets(buckets, vae):
             raise ValueError(f"the bucket {bucket}: {error}") from None
 
 
-def check_clip(folder, name, text, vae, fps, buckets=(), check_caption=None):
-    """The Clip of this name in a folder, decoded to its end. text: its caption in metadata.jsonl, or None.
+def check_clip(folder, name, text, fps, check_caption=None):
+    """The Clip of this name in a folder, decoded to its end, in a bucket of its own shape. text: its caption
+    in metadata.jsonl, or None.
 
     Raises ValueError if it cannot be used, with the reason.
     """
@@ -147,24 +174,30 @@ def check_clip(folder, name, text, vae, fps, buckets=(), check_caption=None):
     if len(sizes) > 1:
         raise ValueError(MIXED_SIZES)
     frames, (height, width) = len(resample(durations, fps)), sizes.pop()
-    bucket = choose_bucket(frames, height, width, buckets) if buckets else Bucket(frames, height, width)
+    return Clip(path, text, frames, height, width, Bucket(frames, height, width))
+
+
+def put_in_bucket(clip, vae, fps, buckets):
+    """The Clip in the bucket that suits it; without buckets, as it is. Raises ValueError if it is too short
+    for all of them, or if the VAE cannot encode it as it is."""
+    bucket = choose_bucket(clip.frames, clip.height, clip.width, buckets) if buckets else clip.bucket
     if bucket is None:
-        raise ValueError(f"is shorter than every bucket, with {frames} frames at {fps:g} fps: "
-                         f"add a bucket of at most {frames} frames")
+        raise ValueError(f"is shorter than every bucket, with {clip.frames} frames at {fps:g} fps: "
+                         f"add a bucket of at most {clip.frames} frames")
     try:
         vae.latent_shape(bucket.frames, bucket.height, bucket.width)
     except ValueError as error:
         raise ValueError(f"is {bucket} at {fps:g} fps, and {error}; or use buckets") from None
-    return Clip(path, text, frames, height, width, bucket)
+    return replace(clip, bucket=bucket)
 
 
-def check_folder(folder, vae, fps, buckets=(), check_caption=None):
+def check_folder(folder, vae, fps, buckets=(), check_caption=None, most=None):
     """Open and decode every clip of a folder -> list of Clips, list of (file name, reason why it is bad).
 
     Both are sorted by name. vae.latent_shape says which sizes are legal; without buckets every clip keeps its
-    shape; check_caption(caption) raises ValueError to refuse a caption. Raises ValueError if no clip can be
-    used as asked: there is no folder, fps is not above 0, a bucket is illegal, or the package for mp4 files
-    is not installed.
+    shape, or with `most` (frames, height, width) buckets are chosen and printed; check_caption(caption)
+    raises ValueError to refuse a caption. Raises ValueError if no clip can be used as asked: there is no
+    folder, fps is not above 0, a bucket is illegal, or the package for videos is not installed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -174,13 +207,22 @@ def check_folder(folder, vae, fps, buckets=(), check_caption=None):
     check_buckets(buckets, vae)
     captions, bad = read_metadata(folder)
     files, names = list_clips(folder, captions)
-    if any(name.lower().endswith(".mp4") for name in names):
+    if any(name.lower().endswith(VIDEOS) for name in names):
         import_av()
-    clips = []
+    read, clips = {}, []
     for name in tqdm(names, desc="clips", disable=None):
         try:
-            clips.append(check_clip(folder, name, captions.get(name), vae, fps, buckets, check_caption))
+            read[name] = check_clip(folder, name, captions.get(name), fps, check_caption)
         except (ValueError, OSError) as error:
+            bad.append((name, str(error)))
+    if most and read and not buckets:
+        buckets = suggest_buckets([(c.frames, c.height, c.width) for c in read.values()], vae, most)
+        print(f"{folder}: clips are cut to {','.join(map(str, buckets))} (frames x height x width), chosen "
+              f"from {len(read)} files: choose others with --buckets")
+    for name, clip in read.items():
+        try:
+            clips.append(put_in_bucket(clip, vae, fps, buckets))
+        except ValueError as error:
             bad.append((name, str(error)))
     described = {os.path.splitext(name)[0] for name in names}
     bad += [(p.name, "is a caption without a clip: add the clip, or remove the file") for p in files
@@ -188,12 +230,22 @@ def check_folder(folder, vae, fps, buckets=(), check_caption=None):
     return clips, sorted(bad)
 
 
+def kind_of(name, reason):
+    """A reason without what differs from file to file: its name, quoted words and numbers."""
+    reason = reason.replace(Path(name).with_suffix(".txt").name, "#")
+    return re.sub(r"'[^']*'|\d[\d.]*", "#", reason)
+
+
 def report_bad(folder, clips, bad):
-    """Print each bad file of a folder with its reason. Raises ValueError if no clip is left."""
+    """Print each kind of reason for which files of a folder are bad, with the first file and how many there
+    are. Raises ValueError if no clip is left."""
     if bad:
         print(f"{folder}: {len(clips)} clips; {len(bad)} files or lines are skipped:")
+    kinds = {}
     for name, reason in bad:
-        print(f"  {name} {reason}")
+        kinds.setdefault(kind_of(name, reason), []).append(f"{name} {reason}")
+    for lines in kinds.values():
+        print(f"  {lines[0]}" + (f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""))
     if not clips:
         raise ValueError(f"there is no usable clip in {folder}: add {', '.join(ENDINGS)} with captions")
 
@@ -258,7 +310,7 @@ class ClipFolder:
         return torch.stack(videos).float() / 127.5 - 1, [clip.caption for clip in picks]
 
 
-def open_folder(folder, vae, fps, buckets=(), check_caption=None, limit=2 * 2**30):
+def open_folder(folder, vae, fps, buckets=(), check_caption=None, most=None, limit=2 * 2**30):
     """Check a folder, print which files are bad, and hold some clips out.
 
     -> (ClipFolders for training, ClipFolders held out, [(file name, reason)]), a ClipFolder for each bucket
@@ -267,7 +319,7 @@ def open_folder(folder, vae, fps, buckets=(), check_caption=None, limit=2 * 2**3
     is empty. `limit`: bytes of decoded clips to keep in memory. The rest is as in `check_folder`; also raises
     ValueError if there is no usable clip.
     """
-    clips, bad = check_folder(folder, vae, fps, buckets, check_caption)
+    clips, bad = check_folder(folder, vae, fps, buckets, check_caption, most)
     report_bad(folder, clips, bad)
     held_out = clips[9::10] or clips[1:][-1:]
     out = set(held_out)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
+from minltx.caption_files import VIDEOS
 from minltx.files import put_in_place
 
 ENDINGS = (".gif", ".png", ".npz", ".mp4")
@@ -23,11 +24,12 @@ def to_uint8(video):
 
 
 def import_av():
-    """The optional package for mp4. Raises ValueError if it is not installed."""
+    """The optional package for mp4, mov, webm ... Raises ValueError if it is not installed."""
     try:
         import av
     except ImportError:
-        raise ValueError("mp4 needs the optional package av: pip install av, or use GIF") from None
+        raise ValueError("mp4, mov, webm and other videos need the optional package av: pip install av, "
+                         "or use GIF") from None
     return av
 
 
@@ -43,7 +45,8 @@ def check_ending(path):
 
 
 def save_video(path, video, captions, fps=16.0, columns=None):
-    """Write videos (B, 3, F, H, W) in [-1, 1]; the ending of `path` decides the format.
+    """Write videos (B, 3, F, H, W) in [-1, 1]; the ending of `path` decides the format. With captions None,
+    B is 1, and the frames alone are written, in their own size: such a file can be read back.
 
     .gif and .mp4: a grid of all videos with captions (a single video of 256 or more pixels: without); .png: a
     sheet with one video per row; .npz: `frames` (B, F, H, W, 3) uint8 and `prompts`. Raises ValueError for
@@ -52,15 +55,20 @@ def save_video(path, video, captions, fps=16.0, columns=None):
     check_ending(path)
     frames, ending = to_uint8(video), Path(path).suffix.lower()
     zoom = max(1, 128 // frames.shape[3])
+    if captions is None and len(frames) > 1:
+        raise ValueError(f"{path} would hold {len(frames)} videos: without captions, write one")
+    alone = captions is None or len(frames) == 1 and frames.shape[3] >= 256
     if ending == ".npz":
+        captions = captions or [""]
         put_in_place(path, lambda part: np.savez_compressed(part, frames=frames, prompts=np.array(captions)))
     elif ending == ".png":
         step = max(1, (frames.shape[1] - 1) // 8)
         strip = np.concatenate(list(frames[:, ::step].swapaxes(0, 1)), axis=2)         # (B, H, W * shown, 3)
-        page = draw_grid(strip[:, None], captions, 1, max(1, zoom // 2))[0]
+        page = (Image.fromarray(strip[0]) if captions is None else
+                draw_grid(strip[:, None], captions, 1, max(1, zoom // 2))[0])
         put_in_place(path, page.save)
     else:
-        if len(frames) == 1 and frames.shape[3] >= 256:
+        if alone:
             pages = [Image.fromarray(frame) for frame in frames[0]]
         else:
             pages = draw_grid(frames, captions, columns or min(len(frames), 4), zoom)
@@ -98,6 +106,13 @@ def save_gif(target, pages, fps):
                   duration=max(20, round(1000 / fps)))
 
 
+def few_colours(pages, count=64):
+    """PIL pages with one palette for all of them, which makes a GIF small."""
+    samples = np.concatenate([np.asarray(page) for page in pages[:: max(1, len(pages) // 4)]])
+    palette = Image.fromarray(samples).quantize(count, dither=Image.Dither.NONE)
+    return [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
+
+
 def save_mp4(path, pages, fps):
     """PIL pages -> H.264 in mp4, which every browser plays (even sides, 4:2:0)."""
     with import_av().open(str(path), "w") as container:
@@ -116,10 +131,8 @@ def inline(video, captions, fps=16.0, columns=None):
     from IPython.display import HTML
 
     pages = draw_grid(to_uint8(video), captions, columns or min(len(video), 4), 2)
-    samples = np.concatenate([np.asarray(page) for page in pages[:: max(1, len(pages) // 4)]])
-    palette = Image.fromarray(samples).quantize(64, dither=Image.Dither.NONE)
     file = io.BytesIO()
-    save_gif(file, [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages], fps)
+    save_gif(file, few_colours(pages), fps)
     words, data = "; ".join(captions), base64.b64encode(file.getvalue()).decode()
     return HTML(f'<img alt="{words}" src="data:image/gif;base64,{data}">')
 
@@ -138,16 +151,17 @@ def fit(image, height, width):
 
 
 def read_frames(path):
-    """Yield (RGB PIL image, seconds it is shown) for each frame of an mp4, a picture of FORMATS, or the first
-    video of an npz of `save_video`.
+    """Yield (RGB PIL image, seconds it is shown) for each frame of a video (.mp4, .mov, .webm ...), a picture of
+    FORMATS, or the first video of an npz of `save_video`.
 
     Raises ValueError, which does not repeat the path, if the file is broken, truncated, foreign or empty, or
-    an mp4 while av is not installed.
+    a video while av is not installed.
     """
     ending, frame = Path(path).suffix.lower(), None
-    if ending == ".mp4":
+    if ending in VIDEOS:
         import_av()
-    frames_of = {".mp4": frames_of_mp4, ".npz": frames_of_npz}.get(ending, frames_of_picture)
+    readers = {**dict.fromkeys(VIDEOS, frames_of_video), ".npz": frames_of_npz}
+    frames_of = readers.get(ending, frames_of_picture)
     try:
         for frame in frames_of(path):
             yield frame
@@ -158,25 +172,30 @@ def read_frames(path):
         raise ValueError("has no frames: make or copy it again")
 
 
-def frames_of_mp4(path):
-    """Yield (PIL image, seconds it is shown). Raises ValueError if packets of the file are missing."""
+def frames_of_video(path):
+    """Yield (PIL image, seconds it is shown), with PyAV. Raises ValueError if the file should be longer: mp4
+    and its relatives store the number of packets, webm and mkv the seconds."""
     with import_av().open(str(path)) as container:
         if not container.streams.video:
             raise ValueError("it has no video")
         stream = container.streams.video[0]
-        last, packets = None, 0
+        last, packets, one = None, 0, float(1 / (stream.average_rate or stream.guessed_rate))
         for packet in container.demux(stream):
             packets += packet.size > 0
             for frame in packet.decode():
                 # A phone held upright stores its video lying on its side, and how to rotate it.
                 upright = frame.to_image().rotate(getattr(frame, "rotation", 0), expand=True)
+                time = last[1] + one if frame.time is None and last else frame.time or 0.0
                 if last:
-                    yield last[0], frame.time - last[1]
-                last = upright, frame.time
+                    yield last[0], time - last[1]
+                last = upright, time
         if packets < stream.frames:
             raise ValueError(f"it ends after {packets} of {stream.frames} frames")
+        hours, minutes, seconds = map(float, stream.metadata.get("DURATION", "0:0:0").split(":"))
+        if last and last[1] + one < 3600 * hours + 60 * minutes + seconds - 0.9 * one:
+            raise ValueError(f"it ends after {last[1] + one:.2f} of its {60 * minutes + seconds:.2f} seconds")
         if last:
-            yield last[0], float(1 / stream.average_rate)
+            yield last[0], one
 
 
 def frames_of_picture(path):
@@ -223,3 +242,18 @@ def load_clip(path, height, width, prepare=None):
     except ValueError as error:
         raise ValueError(f"cannot read {path} as a picture or clip: {error}") from None
     return torch.stack(frames, dim=1)[None]
+
+
+def load_given(given, height, width, prepare=None):
+    """A list of [file, frame] or [file, frame, strength], as words -> for each of them (video (1, 3, F, H,
+    W), frame, strength). prepare is that of `load_clip`. Raises ValueError for words that are not numbers,
+    and as `load_clip` does."""
+    clips = []
+    for path, *where in given:
+        try:
+            frame, strength = int(where[0]), float(*where[1:] or (1,))
+        except (IndexError, TypeError, ValueError):
+            raise ValueError(f"--given {path} {' '.join(where)} is not understood: write FILE FRAME or "
+                             "FILE FRAME STRENGTH, such as last.png 16 1") from None
+        clips.append((load_clip(path, height, width, prepare), frame, strength))
+    return clips
