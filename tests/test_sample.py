@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 import sample
-from minltx.evaluation import metrics
+from minltx.evaluation import digits, metrics
 from minltx.files import put_in_place
 from minltx.toy import load_toy
-from minltx.toy.data import DataConfig, MovingDigit, MovingDigits, draw_digits
+from minltx.toy.data import COLOURS, DataConfig, MovingDigit, MovingDigits, draw_digits
 from minltx.toy.model import SHIPPED, ToyModel, save_checkpoint
 from minltx.video.files import load_clip, save_video, to_uint8
 
@@ -29,6 +29,11 @@ PICTURE = str(ROOT / "docs" / "decoder.png")
 def frames_of(path):
     with np.load(path, allow_pickle=False) as file:
         return file["frames"], list(file["prompts"])
+
+
+def direction_of(track):
+    """track (F, 2) -> the direction of the straight line fitted to it, or None."""
+    return digits.read_direction(digits.velocity_of(track, seconds=1.0)[0])
 
 
 def test_a_fresh_clone_makes_a_gif(tmp_path):
@@ -94,8 +99,8 @@ def test_image_to_video_starts_with_the_picture_and_follows_the_caption(tmp_path
     assert sample.main(["a red 7 moving left", "--image", str(picture), "--out", str(out)]) == 0
     made = torch.from_numpy(frames_of(out)[0]).permute(0, 4, 1, 2, 3) / 127.5 - 1
     assert metrics.psnr(made[:, :, :1], video[:, :, :1]).item() > 20
-    track, _ = metrics.centres(metrics.brightness(made))
-    assert metrics.read_direction(track[0], 3.0) == "left"
+    track, _ = digits.centres(digits.brightness(made))
+    assert direction_of(track[0]) == "left"
 
 
 def test_clips_are_extended_held_to_a_keyframe_and_changed(tmp_path):
@@ -105,7 +110,7 @@ def test_clips_are_extended_held_to_a_keyframe_and_changed(tmp_path):
         assert sample.main(["a red 7 moving left", "--seed", "3", "--out", str(path), *options]) == 0
         frames = frames_of(path)[0]
         video = torch.from_numpy(frames).permute(0, 4, 1, 2, 3) / 127.5 - 1
-        return frames[0], metrics.centres(metrics.brightness(video))[0][0]               # (F, 2)
+        return frames[0], digits.centres(digits.brightness(video))[0][0]               # (F, 2)
 
     frames, path = run("whole.npz")
     np.savez(tmp_path / "half.npz", frames=frames[None, :9], prompts=["half"])
@@ -166,7 +171,7 @@ def test_a_plain_file_is_the_video_alone_and_is_read_back(tmp_path, monkeypatch,
     again = load_clip(path, 32, 32)
     assert again.shape == video.shape
     assert metrics.psnr(again, video).min() > (20 if ending == "mp4" else 28)   # mp4 halves the colours' size
-    (track, _), (same, _) = (metrics.centres(metrics.brightness(x)) for x in (again, video))
+    (track, _), (same, _) = (digits.centres(digits.brightness(x)) for x in (again, video))
     assert (track - same).norm(dim=-1).max() < 0.7                              # pixels
 
 
@@ -280,11 +285,11 @@ def test_the_shipped_checkpoint_is_small_and_paints_digits():
     captions = [f"a {c} {d} moving {m}" for d, (c, m) in enumerate(zip(
         ("red", "green", "blue", "yellow", "cyan") * 2, ("left", "right", "up", "down") * 3))]
     video = model.generate(captions, list(range(10)))
-    light = metrics.brightness(video).sum((2, 3))
+    light = digits.brightness(video).sum((2, 3))
     assert (light > 10).all()
     seen = [max(range(6), key=lambda k: m[k]) for m in
-            (metrics.brightness(video)[:, None] * metrics.colour_masks(video)).sum((2, 3, 4)).tolist()]
-    wanted = [list(metrics.COLOURS).index(c.split()[1]) for c in captions]
-    directions = [metrics.read_direction(t, 3.0) for t in metrics.centres(metrics.brightness(video))[0]]
+            (digits.brightness(video)[:, None] * digits.colour_masks(video)).sum((2, 3, 4)).tolist()]
+    wanted = [list(COLOURS).index(c.split()[1]) for c in captions]
+    directions = [direction_of(track) for track in digits.centres(digits.brightness(video))[0]]
     assert seen == wanted
     assert sum(a == b.split()[-1] for a, b in zip(directions, captions)) >= 9

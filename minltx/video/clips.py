@@ -232,7 +232,7 @@ def check_folder(folder, vae, fps, buckets=(), check_caption=None, most=None):
 
 def kind_of(name, reason):
     """A reason without what differs from file to file: its name, quoted words and numbers."""
-    reason = reason.replace(Path(name).with_suffix(".txt").name, "#")
+    reason = reason.replace(f"{Path(name).stem}.txt", "#")
     return re.sub(r"'[^']*'|\d[\d.]*", "#", reason)
 
 
