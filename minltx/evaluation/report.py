@@ -203,7 +203,7 @@ def save_report_curves(path, report):
 
 def shares(figures):
     """What of `digits.judge_clips` a terminal shows; "" if digits were not read."""
-    if not figures:
+    if "every_frame" not in figures:
         return ""
     names = {"every frame": "every_frame", "colour": "colour", "direction": "direction", "faulty": "faulty"}
     text = "  ".join(f"{label} {100 * figures[key]:.1f} %" for label, key in names.items())

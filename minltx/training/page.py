@@ -99,10 +99,9 @@ class Page:
             done = stage in self.run.stages_done
             return done or stage == self.run.stage_name and step <= self.run.step
 
-        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
-        rows = [row for row in rows if kept(row["stage"], row.get("step", 0))]
-        if lines:
+        rows = read_rows(self.log)
+        rows = [row for row in rows if kept(row.get("stage"), row.get("step", 0))]
+        if self.log.exists():
             put_in_place(self.log, lambda part: part.write_text("".join(json.dumps(x) + "\n" for x in rows)))
         for path in self.drawn():
             if not kept(*stage_and_step(path)):
@@ -163,6 +162,17 @@ class Page:
             figures.append(f'<figure><img alt="samples" src="data:image/gif;base64,{data}">'
                            f"<figcaption>{escape(stage)}, step {step}</figcaption></figure>")
         return "".join(figures)
+
+
+def read_rows(path):
+    """The lines of a file as dictionaries, without those that are cut off; [] if there is no file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def stage_and_step(path):

@@ -1,5 +1,6 @@
 """A run in its folder: resuming, logging, saving. What a step does is in `loops`."""
 
+import json
 import math
 import shutil
 import time
@@ -176,11 +177,12 @@ class Run:
 
     def finished(self, stages):
         """The report of this run, if these stages are done and judged; otherwise None."""
-        path = self.out / "report.json"
-        if self.pending or not set(stages) <= set(self.stages_done) or not path.exists():
-            return None
-        report = json.loads(path.read_text())
-        return report if report["history"] == self.history else None        # not of an earlier run
+        try:
+            report = json.loads((self.out / "report.json").read_text())
+        except (OSError, ValueError):
+            return None                                                     # missing or damaged: judge again
+        own = isinstance(report, dict) and report.get("history") == self.history    # not of an earlier run
+        return report if own and not self.pending and set(stages) <= set(self.stages_done) else None
 
     def write(self):
         """The checkpoint of this moment, in place of the last one."""
