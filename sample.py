@@ -33,8 +33,9 @@ CHANGE = 0.7
 def options():
     parser = Parser(prog="sample.py", description=__doc__)
     add = parser.add_argument
-    add("prompts", nargs="*", type=str, metavar="PROMPT")              # "" is the null caption
-    add("--words", action="store_true", help="print the words that the model knows, instead of sampling")
+    what = parser.add_mutually_exclusive_group(required=True).add_argument
+    what("prompts", nargs="*", default=[], type=str, metavar="PROMPT")      # "" is the null caption
+    what("--words", action="store_true", help="print the words that the model knows, instead of sampling")
     add("--out", type=new_file(*ENDINGS), default="sample.gif",
         help="a name that ends in .gif, .png (sheet), .npz or .mp4 (default: %(default)s)")
     add("--plain", action="store_true",
@@ -78,8 +79,6 @@ def sides(text):
 
 def check_options(args):
     """Raises ValueError for options that need or exclude another one."""
-    if bool(args.prompts) == args.words:
-        raise ValueError("give at least one PROMPT, or --words without one")
     if args.plain and len(args.prompts) > 1:
         raise ValueError("--plain writes a single video: give one prompt")
     check_ending(args.out)

@@ -210,7 +210,7 @@ def broken_checkpoint(tmp_path, kind):
     (["a red 7 moving left", "--seed", "99999999999999999999999"], "out of range"),
     (["a red 7 moving left", "--size", "0", "--image", PICTURE], "'0' is not understood"),
     (["a red 7 moving left", "a red 7 moving up", "--plain"], "--plain writes a single video"),
-    (["a red 7 moving left", "--words"], "or --words without one"),
+    (["a red 7 moving left", "--words"], "--words: not allowed with argument PROMPT"),
     (["a red 7 moving left", "--out", "x.avi"], ".gif, .png, .npz, .mp4"),
     (["a red 7 moving left", "--image", "absent.png"], "cannot read absent.png"),
     (["a red 7 moving left", "--image", str(ROOT / "README.md")], "as a picture"),
