@@ -19,6 +19,7 @@ from minltx.ablation import __main__ as ablation
 from minltx.bench import __main__ as bench
 from minltx.command import Parser, not_empty, pick_device
 from minltx.evaluation import conditions
+from minltx.pretrained import __main__ as which
 from minltx.pretrained import t5
 from minltx.training import __main__ as training
 from minltx.training import memory
@@ -32,8 +33,9 @@ COMMANDS = {"sample": (sample.main, sample.options, "sample.py"),
             "bench": (bench.main, bench.options, "python -m minltx.bench"),
             "memory": (memory.main, memory.options, "python -m minltx.training.memory"),
             "conditions": (conditions.main, conditions.options, "python -m minltx.evaluation.conditions"),
-            "t5": (t5.main, t5.options, "python -m minltx.pretrained.t5")}
-NEEDED = {"sample": P, "ablation": "rope", "t5": "folder words"}       # the words before the options
+            "t5": (t5.main, t5.options, "python -m minltx.pretrained.t5"),
+            "which": (which.main, which.options, "python -m minltx.pretrained")}
+NEEDED = {"sample": P, "ablation": "rope", "t5": "folder words", "which": "text.txt"}   # words before
 
 # --- The table --------------------------------------------------------------------------------------------
 
@@ -48,14 +50,14 @@ NUMBERS = {"sample": "change guidance fps decode-t decode-noise stg", "train_tin
            "bench": "guidance toy-budget"}
 NOT_NUMBERS = ["", "x", "nan", "inf", "-inf", "-0.5", "1e999", "1,5", "1_0"]
 # Options whose text may not be empty.
-TEXTS = {"sample": "out image start checkpoint weights text t5 release device size tiles",
+TEXTS = {"sample": "out image start checkpoint weights text t5 release device size tiles upsampler",
          "train_tiny": "out digits device photos",
          "training": "out digits clips buckets text latents vae weights device",
          "ablation": "digits model device out keep", "bench": "size parts device out headline items",
-         "memory": "size device", "conditions": "checkpoint out", "t5": "clips out device"}
+         "memory": "size device", "conditions": "checkpoint out", "t5": "clips out device", "which": "device"}
 CHOICES = {"train_tiny": "preset world", "training": "preset only precision optimizer parallel",
            "bench": "config against dtype attention", "memory": "stage precision optimizer parallel",
-           "sample": "dtype", "t5": "release dtype"}
+           "sample": "dtype", "t5": "release dtype", "which": "release"}
 DEVICES = {name: "device" for name in COMMANDS if name != "conditions"}
 NOT_DEVICES = ["meta", "abacus", "cpu:x", "cuda:99", "CPU"]
 SIZES = {"sample": "tiles", "bench": "size", "memory": "size"}
@@ -102,6 +104,11 @@ OTHERS = {
         "--stg 0": "--stg is for released weights: add --weights",
         "--release 0.9.5": "--release is for released weights: add --weights",
         "--dtype float32": "--dtype is for released weights: add --weights",
+        "--upsampler folder": "--upsampler is for released weights: add --weights",
+        "--one-pass": "--one-pass is for released weights: add --weights",
+        "--offload": "--offload is for released weights: add --weights",
+        "--clean": "--clean is for released weights: add --weights",
+        "--weights a --upsampler b --one-pass": "--upsampler and --one-pass are two passes and one: give one",
         "--weights a --checkpoint b": "--weights and --checkpoint are two models: give one",
         "--weights a --text b --t5 c": "--text and --t5 are two sources of embeddings: give one",
         "--weights absent": "released weights need the prompts' embeddings",
@@ -220,12 +227,20 @@ OTHERS = {
         "--out folder.safetensors": "argument --out: folder.safetensors is not a file",
         "--clips absent": "there is no folder absent", "--clips text.txt": "there is no folder text.txt",
         "--release 1.0": "argument --release: invalid choice: '1.0'",
-        "": "folder has no folder text_encoder", "--neg x": "unrecognized arguments: --neg x"}}
+        "": "folder has no folder text_encoder", "--neg x": "unrecognized arguments: --neg x"},
+    "which": {
+        "": "text.txt is not a safetensors file",
+        "--release 1.0": "argument --release: invalid choice: '1.0'",
+        "--dev cpu": "unrecognized arguments: --dev cpu", "folder": "unrecognized arguments: folder",
+        "--device": "argument --device: expected one argument", "--weights": "unrecognized arguments"}}
 BARE = [("sample", "", "the following arguments are required: PROMPT"),
         ("ablation", "", "name a switch: "), ("ablation", "--grid", "name a switch: "),
         ("t5", "", "the following arguments are required: folder"),
         ("t5", "folder", "there is nothing to embed: give prompts, or --clips FOLDER"),
         ("t5", "absent words", "absent has no folder text_encoder"),
+        ("which", "", "the following arguments are required: FILE_OR_FOLDER"),
+        ("which", "absent", "there is no absent"), ("which", "folder", "folder has no"),
+        ("which", "picture.png", "picture.png is not a safetensors file"),
         ("sample", '"a purple 7 moving left"', "unknown word 'purple': the toy knows only:"),
         ("sample", '"a red 7" "a red 12"', "unknown word '12'"),
         ("sample", '"a red 7 and a blue 3"', "'a red 7 and a blue 3' names more than 1 digit"),

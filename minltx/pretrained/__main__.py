@@ -4,16 +4,17 @@
     python -m minltx.pretrained FOLDER --device cuda
 
 FILE_OR_FOLDER is an official .safetensors file, a diffusers folder, or a latent upsampler. Only headers are
-read, so the answer for 26 GB takes seconds and no memory.
+read, so the answer for 26 GB takes seconds and no memory. The exit code is 1 for a model that is refused.
 """
 
+import itertools
 import sys
 from collections import Counter
 from pathlib import Path
 
 import torch
 
-from minltx.command import Parser, device_name, hardware, pick_device
+from minltx.command import Parser, device_name, hardware, one_line, pick_device
 from minltx.pretrained import plan, store
 from minltx.pretrained.releases import RELEASES, release_of
 from minltx.pretrained.stg import GuidanceOverTime
@@ -131,21 +132,20 @@ def options():
 
 
 def main(argv=None):
-    args = options().parse_args(argv)
+    parser = options()
+    args = parser.parse_args(argv)
+    with one_line(parser):
+        device, small = pick_device(args.device), is_upsampler(args.path)
+        tensors = tensors_of(upsampler_at(args.path))
+    print(f"{args.path}: {size_on_disk(args.path) / plan.GIB:.3f} GiB on disk, on {hardware(device)}")
+    described = describe_upsampler(args.path) if small else describe_model(args.path, args.release, device)
     try:
-        device = pick_device(args.device)
-        small = is_upsampler(args.path)
-        print(f"{args.path}: {size_on_disk(args.path) / 2**30:.3f} GiB on disk")
-        for line in parts(tensors_of(upsampler_at(args.path))):
+        for line in itertools.chain(parts(tensors), described):
             print(line)
-        print(f"device: {hardware(device)}")
-        described = describe_model(args.path, args.release, device)
-        for line in describe_upsampler(args.path) if small else described:
-            print(line)
-        print("refused: nothing, it loads")
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"refused: {error}")
         return 1
+    print("refused: nothing, it loads")
     return 0
 
 

@@ -105,7 +105,7 @@ class LTXVideo(nn.Module):
         """
         size = size or self.config.sampling.size
         passes = self.passes(size, how, start)
-        if null_text is None and any(self.needs_null_text(sampling.guidance) for sampling in passes):
+        if null_text is None and any(sampling.guidance.cfg > 1 for sampling in passes):
             raise ValueError("guidance needs null_text, the embedding of the negative prompt: give it, "
                              "or set cfg to 1")
         device = self.offload or self.dit.proj_out.weight.device
@@ -115,8 +115,3 @@ class LTXVideo(nn.Module):
 
         pairs = [None if pair is None else tuple(map(for_each_seed, pair)) for pair in (text, null_text)]
         return generate(self, *pairs, seeds, size, passes, conditions, start).float().cpu()
-
-    @staticmethod
-    def needs_null_text(guidance):
-        """Does this guidance, at any time, predict for the negative prompt too?"""
-        return getattr(guidance, "guidance", guidance).cfg > 1

@@ -57,6 +57,7 @@ def load(args, device, halo):
 def plan_memory(args, device, dtype, halo):
     """Print the estimate, and choose tiles if the decoder would exceed the device's memory."""
     from minltx.pretrained import plan
+    from minltx.pretrained.releases import RELEASES, release_of
     from minltx.pretrained.upsampler import read_upsampler
     from minltx.pretrained.weights import read_config
 
@@ -72,4 +73,8 @@ def plan_memory(args, device, dtype, halo):
         if args.tiles:
             print(f"decoding in tiles of {'x'.join(map(str, args.tiles))} latents, to fit into memory")
     found = plan.estimate(*how, args.tiles, halo)
-    print("\n".join(plan.lines(found, size, device, args.offload, args.t5, dtype)))
+    lines = plan.lines(found, size, device, args.offload, args.t5, dtype)
+    known = args.release or release_of(Path(args.weights).resolve(), config.dit, config.vae)
+    if known and RELEASES[known].sampling.guidance == config.sampling.guidance:
+        lines.append(f"sampling as release {known}")
+    print("\n".join(lines))

@@ -144,6 +144,7 @@ class FollowingGuidance:
 
     def __init__(self, guidance, progress=None):
         self.guidance, self.progress, self.now = guidance, progress or iter, guidance.parts[0]
+        self.cfg = guidance.cfg                          # the largest
 
     def follow(self, steps):
         """Yield the sampler's steps (t, next t); from each on, its guidance holds."""
