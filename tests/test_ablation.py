@@ -432,6 +432,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(small, tmp_path, monke
         assert (tmp_path / "cut" / "checkpoint.pt").exists()
         cut = runner.train_and_judge(spec, tmp_path / "cut")
     assert cut["figures"] == whole["figures"] and cut["changes"] == whole["changes"] == changes
+    assert cut["judge"] == runner.JUDGE
 
 
 def test_a_new_decoder_is_trained_for_the_shared_encoder(small, tmp_path, monkeypatch):
@@ -614,6 +615,17 @@ def test_a_file_that_changed_is_another_idea(small, tmp_path, monkeypatch):
         ablation.is_done(folder, idea, 1.0)
     with pytest.raises(ValueError, match="has changed since the start"):
         runner.train_and_judge(spec, folder)
+
+
+def test_reports_of_another_judge_are_shown_but_get_no_new_seeds(tmp_path):
+    old, new = tmp_path / "seed0", tmp_path / "seed1"
+    ablation.check_judge([old, new])                                        # nothing is there yet
+    for folder, more in ((old, {}), (new, {"judge": runner.JUDGE})):
+        folder.mkdir()
+        (folder / "report.json").write_text(json.dumps(more))
+    ablation.check_judge([new])
+    with pytest.raises(ValueError, match="earlier judge.*name another folder with --out"):
+        ablation.check_judge([new, old])
 
 
 def test_mistakes_in_a_file_are_one_line(small, tmp_path, monkeypatch, capsys):

@@ -32,7 +32,7 @@ import torch
 
 from minltx.ablation.cost import announce, estimate
 from minltx.ablation.ideas import Idea, combine, explain, identity, identity_in, reference
-from minltx.ablation.runner import seconds, steps_of, train, train_and_judge
+from minltx.ablation.runner import JUDGE, seconds, steps_of, train, train_and_judge
 from minltx.ablation.switches import LENGTH, SWITCHES, parse_switch
 from minltx.ablation.verdicts import folder_of, write_tables
 from minltx.command import BUDGET, Parser, check_together, device_name, new_folder, number, one_line, whole
@@ -155,6 +155,14 @@ def is_done(folder, idea, budget):
     return (folder / "report.json").exists()
 
 
+def check_judge(folders):
+    """Raises ValueError if a report was judged in another way than new ones will be."""
+    for path in (folder / "report.json" for folder in folders):
+        if path.exists() and json.loads(path.read_text()).get("judge") != JUDGE:
+            raise ValueError(f"{path} is of an earlier judge, so new runs cannot be compared with it: "
+                             "name another folder with --out")
+
+
 def run_all(args, out, runs, comparisons):
     """Say what the runs that are not done yet will take; do them, `args.jobs` at a time, each in a process of
     its own. comparisons: how many verdicts the table will have."""
@@ -164,6 +172,7 @@ def run_all(args, out, runs, comparisons):
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them done", flush=True)
     if not todo:
         return
+    check_judge(out / where for where in runs)
     stages = {stage for _, _, stage, _, _ in todo.values()}
     with threads_of_a_run(args.jobs):
         parts = estimate(args, [(stage, seed) for _, _, stage, _, seed in todo.values()], budget,

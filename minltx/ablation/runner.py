@@ -26,6 +26,8 @@ from minltx.training.loops import build_critics, train_dit, train_vae
 from minltx.training.parallel import World
 from minltx.training.run import Run
 
+JUDGE = "each frame"      # how digits are read: figures of reports with another judge cannot be compared
+
 
 # --- Compute ----------------------------------------------------------------------------------------------
 
@@ -180,7 +182,7 @@ def train_and_judge(spec, folder):
     return {"stage": stage, "level": spec["level"], **identity_in(spec), "seed": spec["seed"],
             "budget": spec["budget"], "settings": run.identity["settings"], "step_cost": cost / default_cost,
             "petaflops": spec["budget"] * default_cost / 1e15, "hardware": hardware(run.device),
-            "seconds": run.seconds, "figures": figures, **more}
+            "seconds": run.seconds, "judge": JUDGE, "figures": figures, **more}
 
 
 # --- Judging ----------------------------------------------------------------------------------------------
