@@ -246,7 +246,6 @@ def test_the_whole_cost_is_said_before_anything_is_trained(small, tmp_path, monk
     monkeypatch.setattr(cost, "load_digits", lambda source, seed: (draw_digits(50, 0), None))
     monkeypatch.setattr(cost, "seconds", lambda idea, stage, digits: {"dit": 600.0, "both": 1200.0}[stage])
     monkeypatch.setattr(cost, "seconds_of_the_rest", lambda stage, digits, prompts: (120.0, 60.0))
-    monkeypatch.setattr(cost, "classifier_seconds", lambda digits: 30.0)
     monkeypatch.setattr(cost, "IMPORTS", 0.0)
 
     def trained(*args):
@@ -260,7 +259,7 @@ def test_the_whole_cost_is_said_before_anything_is_trained(small, tmp_path, monk
         shown = capsys.readouterr()
         assert "now it starts" in shown.err
         first, *parts, power = shown.out.splitlines()[1:]
-        minutes = 0.5 + toy + 6 * 0.3 * 10 + 6 * 1 + 3 * 2      # latents are encoded once for each seed
+        minutes = toy + 6 * 0.3 * 10 + 6 * 1 + 3 * 2      # latents are encoded once for each seed
         assert first == f"about {minutes / 2:.0f} min in all, 2 at a time:"
         assert sum(float(part.split(" min ")[0]) for part in parts) == pytest.approx(minutes, abs=0.2)
         assert any("6 runs of stage dit" in part for part in parts) and "3.3 standard deviations" in power
@@ -281,8 +280,9 @@ def test_transformers_share_the_shipped_vae_and_nothing_is_trained_for_them(tmp_
     take_vae(Idea().build(config), SHIPPED)                                # raises if it does not fit
     here = asked_for("--out", str(tmp_path))
     assert ablation.shared_model(here, tmp_path, "dit") == SHIPPED
-    assert ablation.missing(here, tmp_path, {"dit", "vae"}) == (True, False)
-    assert ablation.missing(here, tmp_path, {"decoder"}) == (True, True)
+    assert ablation.missing(here, tmp_path, {"dit", "vae"}) == (False, False)
+    assert ablation.missing(here, tmp_path, {"decoder"}) == (False, True)
+    assert ablation.missing(asked_for("--digits", "mnist"), tmp_path, {"vae"}) == (True, False)
     short = tmp_path / "shared" / "model.pt"
     for args in (asked_for("--model", "short"), asked_for("--digits", "mnist")):
         assert ablation.shared_model(args, tmp_path, "dit") == short

@@ -36,7 +36,7 @@ from minltx.ablation.runner import JUDGE, seconds, steps_of, train, train_and_ju
 from minltx.ablation.switches import LENGTH, SWITCHES, parse_switch
 from minltx.ablation.verdicts import folder_of, write_tables
 from minltx.command import BUDGET, Parser, check_together, device_name, new_folder, number, one_line, whole
-from minltx.evaluation.digits import train_classifier
+from minltx.evaluation.digits import classifier_for
 from minltx.files import put_in_place, write_torch
 from minltx.toy.data import MovingDigits, draw_digits, load_digits
 from minltx.toy.model import SHIPPED, save_checkpoint
@@ -89,21 +89,24 @@ def shared_model(args, out, stage):
 
 
 def missing(args, out, stages):
-    """Whether the digit classifier, and whether the short toy that some stages share, must be trained."""
+    """Whether a digit classifier for digits of one's own, and the short toy that some stages share, must be
+    trained."""
     toys = [shared_model(args, out, stage) for stage in stages & {"dit", "decoder"}]
-    return not (out / "frame_classifier.pt").exists(), not all(toy.exists() for toy in toys)
+    return (args.digits != "drawn" and not (out / "frame_classifier.pt").exists(),
+            not all(toy.exists() for toy in toys))
 
 
 def prepare(args, out, stages):
-    """Train the digit classifier and the short toy, if they are needed and not there -> what the specs of
-    all runs contain."""
+    """The digit classifier (the shipped one for drawn digits), and the short toy if it is needed, from the
+    folder or trained -> what the specs of all runs contain."""
     no_classifier, no_toy = missing(args, out, stages)
     classifier = out / "frame_classifier.pt"
     (out / "latents").mkdir(parents=True, exist_ok=True)
     if no_classifier:
-        print("training the digit classifier, once", flush=True)
+        print("training a digit classifier, once", flush=True)
+    if not classifier.exists():
         digits = MovingDigits(*load_digits(args.digits, 0)[0], SHORT.model.data)
-        weights = train_classifier(digits).state_dict()
+        weights = classifier_for(digits).state_dict()
         write_torch(classifier, dict(weights))
     if no_toy:
         print("training a whole short toy, once: the runs share it", flush=True)

@@ -57,7 +57,7 @@ def estimate(args, runs, budget, classifier, toy):
     digits = load_digits(args.digits, 0)[0]
     start = IMPORTS + time.perf_counter() - began
     if classifier:
-        parts["the digit classifier, once"] = classifier_seconds(digits)
+        parts["a digit classifier, once"] = classifier_seconds(digits)
     if toy:
         parts["a whole short toy, once, for the stages that build on one"] = (
             (args.shared_budget or 1.0) * seconds(Idea(), "both", digits))
