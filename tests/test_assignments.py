@@ -295,7 +295,8 @@ def test_a_folder_becomes_a_table_for_the_course(tmp_path, capsys):
     submission(tmp_path / "in" / "ada" / "A1.ipynb", RIGHT)
     submission(tmp_path / "in" / "bob.ipynb", "", assignment="A5")
     course.main(["grade", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
-    assert "1/12" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1/12" in said and re.match(r"inputs from --seed \d+\n", said)
     with open(tmp_path / "out" / "grades.csv") as file:
         rows = list(csv.DictReader(file))
     assert [(Path(r["file"]).name, r["assignment"], r["points"], r["of"]) for r in rows] == [

@@ -4,6 +4,7 @@ import functools
 import math
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from minltx.ablation import paired
 from minltx.course import checks
 from minltx.course.checks import CHECKS, Wrong, calls_of, check, judge, own, run_calls, time_limit
 from minltx.course.questions import T975
+from right_answers import RIGHT
 from wrong_answers import WRONG, function_of
 
 HINTS = {text for c in CHECKS.values() for text in c.mistakes}
@@ -30,6 +32,13 @@ def test_the_packages_function_is_correct_and_a_stub_is_not(task, capsys):
     assert judge(task, c.reference) is None and judge(task, c.reference, seed=12) is None
     with pytest.raises(Wrong, match="package's own function"):
         check(task, lambda *arguments: c.reference(*arguments))
+
+    def in_a_thread(*arguments):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(c.reference, *arguments).result()
+
+    with pytest.raises(Wrong, match="package's own function"):
+        check(task, in_a_thread)
 
     def stub(*arguments):
         raise NotImplementedError(task)
@@ -59,6 +68,13 @@ def test_wrong_answers_are_refused_and_get_no_wrong_hint():
     assert len(wrong) <= 0.05 * len(answers), wrong
     fitting = [hint for answer, hint in zip(answers, found) if answer[2] and answer[2] in hint]
     assert len(fitting) >= 0.95 * sum(fragment is not None for *_, fragment in answers)
+
+
+@pytest.mark.parametrize("task", CHECKS)
+def test_correct_answers_count_however_they_are_written(task):
+    for source in RIGHT[task]:
+        assert judge(task, function_of(source), seed=3) is None, source
+    assert len(RIGHT[task]) >= 1
 
 
 def with_times(t, x):
