@@ -287,7 +287,7 @@ def test_the_teaching_page_has_every_notebook_with_its_title():
     for path in ROOT.glob("notebooks/**/*.ipynb"):
         first = "".join(json.loads(path.read_text())["cells"][0]["source"])
         titles[path.relative_to(ROOT).as_posix()] = first.split("\n")[0].lstrip("# ").split(". ", 1)
-    assert {path: [name, title] for name, path, title in rows} == titles and len(titles) == 13
+    assert {path: [name, title] for name, path, title in rows} == titles and len(titles) == 17
 
 
 def test_the_full_width_table_is_the_reports():

@@ -22,9 +22,9 @@ RUNS = {"third": "a third of the steps", "toy": "**the default**", "long": "the 
         "mnist": "the default on real MNIST", "large": "64x64, two digits"}
 DECODERS = {"timestep-conditioned": "toy", "without t": "plain"}
 # Chapter -> the lessons that show it, and the assignments that let the learner write it.
-TAUGHT = {"patchify": ("02", "A2"), "flow": ("01", "A1"), "layers": ("05", "A3"), "vae": ("02 03", "A2"),
-          "losses": ("02", "A2"), "rope": ("04", "A3"), "dit": ("05", "A3"), "sampler": ("06", "A1 A4"),
-          "objectives": ("03 06", "")}
+TAUGHT = {"patchify": ("02", "A2"), "flow": ("01", "A1"), "layers": ("06 07", "A3"),
+          "vae": ("02 04", "A2"), "losses": ("03", "A2"), "rope": ("05", "A3"), "dit": ("07", "A3"),
+          "sampler": ("09", "A1 A4"), "objectives": ("03 04 08", "")}
 CONDITIONS = {"given_psnr": "PSNR of given frames, dB", "given_off": "error in given frames, px",
               "given_off_without": "the same without the condition", "rest_off": "error in other frames, px",
               "rest_off_without": "the same without the condition", "off": "distance from the old path, px",

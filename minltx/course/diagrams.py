@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path as Line
 
@@ -23,6 +22,7 @@ from minltx.rope import latent_coordinates, rope_tables
 from minltx.sampler import Condition, Sampling, classifier_free_guidance, euler, layout_tokens, token_times
 from minltx.training.settings import TOY
 from minltx.vae import VAEConfig, VideoVAE
+from minltx.video.plots import Picture
 
 BLUE, ORANGE, GREEN, INK, GREY = "#1763b6", "#b8470b", "#2e7d4f", "#222222", "#6b7480"
 PALE, SOFT = "#eef1f5", "#f7e8dd"
@@ -31,8 +31,8 @@ PALE, SOFT = "#eef1f5", "#f7e8dd"
 class Page:
     """Text, boxes, frames and arrows on a page of width x height units, ten to an inch."""
 
-    def __init__(self, width, height, dpi=100):
-        self.figure, self.arrows = Figure(figsize=(width / 10, height / 10), dpi=dpi), []
+    def __init__(self, width, height, dpi=90):
+        self.figure, self.arrows = Picture(figsize=(width / 10, height / 10), dpi=dpi), []
         FigureCanvasAgg(self.figure)
         self.ax = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
         self.ax.axis("off")
@@ -72,7 +72,7 @@ class Page:
 
 def panels(count, width, height):
     """A figure with `count` plots next to each other, of that size in inches each -> (figure, axes)."""
-    figure = Figure(figsize=(count * width, height), dpi=100, layout="constrained")
+    figure = Picture(figsize=(count * width, height), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, count, squeeze=False)[0]
 
@@ -260,7 +260,7 @@ def block():
     page = Page(98, 47)
     page.arrow((66, 2), (66, 46.5))
     page.lines(70, 3, ("tokens h", INK), ha="left")
-    rows = ((6, "self-attention", "RoPE on q and k", "msa"), (20, "cross-attention", "to the caption", None),
+    rows = ((6, "self-attention", "RoPE on q and k", "msa"), (20, "cross-attention", "no norm, gate or t", None),
             (33, "feed-forward", "D to 4 D to D", "mlp"))
     for y, name, note, kind in rows:
         page.box(34, y, 18, 9, name, (note, GREY))
@@ -275,7 +275,7 @@ def block():
     page.box(1, 33, 24, 9, "time t", ("sinusoids, two layers", GREY), face="white")
     page.box(1, 20, 24, 9, "6 vectors", ("one shared linear layer,", BLUE), ("+ the block's own table", BLUE))
     page.arrow((13, 33), (13, 29))
-    page.box(74, 20, 22, 9, "caption", ("no norm, no gate, no t", GREY), face="white")
+    page.box(74, 20, 22, 9, "caption", ("vectors, one a word", GREY), face="white")
     page.arrow((74, 27.5), (52, 27.5))
     return page.figure
 

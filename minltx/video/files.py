@@ -126,10 +126,12 @@ def save_mp4(path, pages, fps):
 
 
 def inline(video, captions, fps=16.0, columns=None):
-    """Videos (B, 3, F, H, W) as a GIF in a notebook, if this is the last line of a cell. It is stored in the
-    notebook, so it is small: twice the pixels, 64 colours."""
+    """Videos (B, 3, F, H, W), numbered from 1, as a GIF in a notebook, if this is the last line of a cell. It
+    is stored in the notebook, so it is small: twice the pixels, 64 colours."""
     from IPython.display import HTML
 
+    if len(captions) > 1:
+        captions = [f"{i}. {text}" for i, text in enumerate(captions, 1)]
     pages = draw_grid(to_uint8(video), captions, columns or min(len(video), 4), 2)
     file = io.BytesIO()
     save_gif(file, few_colours(pages), fps)

@@ -1,10 +1,23 @@
-"""Plots: curves side by side, and dots per seed."""
+"""Plots: curves side by side, dots per seed, videos as rows of frames."""
+
+import io
 
 from itertools import zip_longest
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from minltx.files import put_in_place
+
+
+class Picture(Figure):
+    """A figure that a notebook shows, also before pyplot is set up."""
+
+    def _repr_png_(self):
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
 
 
 def new_figure(rows, columns, width, height):
@@ -56,3 +69,25 @@ def save_dots(path, panels):
         ax.set(title=title, ylabel=label, xlim=(-0.5, len(levels) - 0.5))
         ax.grid(alpha=0.3, axis="y")
     save_figure(path, figure)
+
+
+def strips(rows, frames, titles=None):
+    """Videos as rows of separate frames, for a notebook -> Picture. A column has its frame's number above it,
+    or one of `titles`.
+
+    rows is {label: video (3, F, H, W) in [-1, 1]}; frames: the numbers of the
+    frames to show, the same in all rows.
+    """
+    figure = Picture((1.3 + 0.9 * len(frames), 0.3 + 0.9 * len(rows)), dpi=80, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), len(frames), squeeze=False)
+    for own, (label, video) in zip(axes, rows.items()):
+        own[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        for ax, frame in zip(own, frames):
+            ax.imshow((video[:, frame].detach().clamp(-1, 1).permute(1, 2, 0) / 2 + 0.5).numpy(),
+                      interpolation="nearest")
+            ax.set_xticks([])
+            ax.set_yticks([])
+    for ax, title in zip(axes[0], titles or [f"frame {frame}" for frame in frames]):
+        ax.set_title(title, fontsize=9)
+    return figure
