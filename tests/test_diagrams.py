@@ -1,6 +1,7 @@
 """The diagrams of the course: their numbers follow from the package, their words do not touch, one command
 writes them all."""
 
+import io
 import itertools
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from minltx.course import diagrams
 from minltx.dit import DiTConfig
 from minltx.training.settings import FULL
 from minltx.vae import VAEConfig
+from minltx.video import files, plots
 
 EACH = pytest.mark.parametrize("draw", diagrams.DIAGRAMS, ids=lambda draw: draw.__name__)
 
@@ -93,6 +95,25 @@ def test_contents_of_the_file_by_hand():
     assert f"{28 * 67_155_968 / 1e9:.2f} B" in text
     assert f"{(1_923_385_472 - 28 * 67_155_968) / 1e9:.2f} B" in text
     assert "0.69 B" in text and "0.55 B" in text
+
+
+def test_strips_show_the_frames_that_their_titles_say():
+    video = torch.linspace(-1, 1, 6)[None, :, None, None].expand(3, 6, 4, 4)
+    figure = plots.strips({"rising": video, "falling": video.flip(1)}, (0, 3, 5))
+    pictures = [ax.images[0].get_array() for ax in figure.axes]
+    means = [round(float(picture.mean()), 3) for picture in pictures]
+    assert means == [0.0, 0.6, 1.0, 1.0, 0.4, 0.0] and pictures[0].shape == (4, 4, 3)
+    assert [ax.get_title() for ax in figure.axes] == ["frame 0", "frame 3", "frame 5", "", "", ""]
+    named = plots.strips({"rising": video}, (1, 2), ["one", "two"])
+    assert [ax.get_title() for ax in named.axes] == ["one", "two"]
+    png = Image.open(io.BytesIO(named._repr_png_()))
+    assert png.format == "PNG" and png.size == named.canvas.get_width_height()
+
+
+def test_videos_in_a_notebook_are_numbered():
+    pytest.importorskip("IPython")
+    html = files.inline(torch.zeros(2, 3, 2, 8, 8), ["a", "b"]).data
+    assert 'alt="1. a; 2. b"' in html and 'alt="a"' in files.inline(torch.zeros(1, 3, 2, 8, 8), ["a"]).data
 
 
 @pytest.mark.slow

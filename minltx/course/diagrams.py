@@ -260,15 +260,15 @@ def block():
     page = Page(98, 47)
     page.arrow((66, 2), (66, 46.5))
     page.lines(70, 3, ("tokens h", INK), ha="left")
-    rows = ((6, "self-attention", "RoPE on q and k", "msa"), (20, "cross-attention", "no norm, gate or t", None),
-            (33, "feed-forward", "D to 4 D to D", "mlp"))
-    for y, name, note, kind in rows:
+    rows = ((6, "self-attention", "RoPE on q and k", True), (33, "feed-forward", "D to 4 D to D", True),
+            (20, "cross-attention", "no norm, gate or t", False))
+    for y, name, note, modulated in rows:
         page.box(34, y, 18, 9, name, (note, GREY))
         page.arrow((66, y + 1), (52, y + 1))
         page.lines(66, y + 10.5, ("+", INK), size=15, weight="bold",
                    bbox={"boxstyle": "circle", "fc": "white", "ec": INK, "pad": 0.15})
         page.arrow((43, y + 9), (43, y + 10.5), (64.3, y + 10.5))
-        if kind:
+        if modulated:
             page.lines(59, y + 4.6, ("norm, then", BLUE), ("scale, shift", BLUE), size=8.5)
             page.lines(56, y + 12, ("× gate", BLUE), size=9)
             page.arrow((25, 24.5), (29, 24.5), (29, y + 4.5), (34, y + 4.5), colour=BLUE)

@@ -7,17 +7,19 @@ from itertools import zip_longest
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from minltx.files import put_in_place
 
 
 class Picture(Figure):
-    """A figure that a notebook shows, also before pyplot is set up."""
+    """A figure that a notebook shows, in few colours, also before pyplot is set up."""
 
     def _repr_png_(self):
-        file = io.BytesIO()
+        file, small = io.BytesIO(), io.BytesIO()
         self.savefig(file, format="png")
-        return file.getvalue()
+        Image.open(file).convert("RGB").quantize(128).save(small, format="PNG", optimize=True)
+        return small.getvalue()
 
 
 def new_figure(rows, columns, width, height):
@@ -75,8 +77,7 @@ def strips(rows, frames, titles=None):
     """Videos as rows of separate frames, for a notebook -> Picture. A column has its frame's number above it,
     or one of `titles`.
 
-    rows is {label: video (3, F, H, W) in [-1, 1]}; frames: the numbers of the
-    frames to show, the same in all rows.
+    rows is {label: video (3, F, H, W) in [-1, 1]}; frames: the numbers of those to show.
     """
     figure = Picture((1.3 + 0.9 * len(frames), 0.3 + 0.9 * len(rows)), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
