@@ -156,8 +156,9 @@ def headings(path):
     return [text.strip() for text in found]
 
 
-# Sections of SPEC without an idea of the paper: options that exist in code, differences in number formats.
-NOT_TAUGHT = {"4.6", "5.4"}
+# Sections of SPEC without an idea of the paper: options that exist in code, differences in number formats, and
+# the two passes of releases that came after it.
+NOT_TAUGHT = {"4.6", "5.4", "5.5"}
 
 
 def test_every_idea_of_the_paper_has_a_lesson_and_a_heading():
