@@ -103,13 +103,15 @@ def test_clips_of_any_size_with_any_words_train_sample_and_answer_an_unknown_wor
     file = tmp_path / "out" / "model.pt"
     model, _ = load_checkpoint(file)
     known = model.words[3:]
-    assert model.words == list(model.config.words) and f"{len(known)} words are learned from 18 captions" in said
+    assert model.words == list(model.config.words)
+    assert f"{len(known)} words are learned from 18 captions" in said
     assert {"a", "fractal", "time-lapse", "beach", "one"} <= set(known) and len(set(known)) == len(known)
     assert model.config.shapes == ((9, 24, 40),)
     out = tmp_path / "fractal.gif"
     assert sample.main(["a slow zoom into a blue fractal", "--checkpoint", str(file), "--out", str(out)]) == 0
     assert capsys.readouterr().err == "" and out.exists()
-    assert sample.main(["a slow zooom into a green fractal", "--checkpoint", str(file), "--out", str(out)]) == 0
+    unknown = "a slow zooom into a green fractal"
+    assert sample.main([unknown, "--checkpoint", str(file), "--out", str(out)]) == 0
     first, second = capsys.readouterr().err.splitlines()
     assert "'zooom' is unknown" in first and "nearest known words: zoom" in first and "'green'" in second
     assert sample.main(["--words", "--checkpoint", str(file)]) == 0

@@ -276,7 +276,8 @@ def test_a_folder_of_other_sizes_is_cut_to_the_chosen_bucket(tmp_path, capsys):
     assert [d.config.clip_shape for d in training + held_out] == [(17, 24, 40)] * 2
     assert [name for name, _ in bad] == ["3.gif"]
     assert training[0].batch(2, rng())[0].shape[2:] == (17, 24, 40)
-    assert "clips are cut to 17x24x40 (frames x height x width), chosen from 4 files" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "clips are cut to 17x24x40 (frames x height x width), chosen from 4 files" in said
 
 
 def test_an_illegal_bucket_names_the_nearest_legal_numbers(tmp_path):

@@ -1,9 +1,9 @@
 """Run and verify a claim: so many minutes on two cores, from the command to the judged toy.
 
-    python -m tools.speedrun --name mine --change "8 channels"      train and judge three seeds, keep the record
+    python -m tools.speedrun --name mine --change "8 channels"    train and judge three seeds, keep the record
     python -m tools.speedrun --name mine --seeds 3 4 5 --out runs/speedrun -- --budget 0.5
-    python -m tools.speedrun --verify docs/results/speedrun/mine.json    repeat a record's runs on this machine
-    python -m tools.speedrun --write                                the table of docs/speedrun.md again
+    python -m tools.speedrun --verify docs/results/speedrun/mine.json   repeat a record's runs on this machine
+    python -m tools.speedrun --write                              the table of docs/speedrun.md again
 
 What follows -- is passed on to train_tiny.py. --figure names another headline figure of the judge than
 every_frame, --prompts another number than 400. docs/speedrun.md has the rules.

@@ -223,7 +223,7 @@ def curve(title, lines, log, width=380, height=210):
     for share in (0, 0.5, 1):
         y, value = height - 20 - share * (height - top - 20), low + share * span
         paths.append(f'<text x="{left - 4}" y="{y + 4:.0f}" text-anchor="end">'
-                     f"{10**value if log else value:.3g}</text>")
+                     f"{10**value if log else value:.2g}</text>")
     paths.append(f'<text x="{width}" y="{height - 4}" text-anchor="end">step {last}</text>')
     for i, (name, rows) in enumerate(points.items()):
         colour = COLOURS[i % len(COLOURS)]

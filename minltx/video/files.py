@@ -153,7 +153,7 @@ def fit(image, height, width):
 
 
 def read_frames(path):
-    """Yield (RGB PIL image, seconds it is shown) for each frame of a video (.mp4, .mov, .webm ...), a picture of
+    """Yield (RGB PIL image, seconds it is shown) for each frame of a video (.mp4, .mov ...), a picture of
     FORMATS, or the first video of an npz of `save_video`.
 
     Raises ValueError, which does not repeat the path, if the file is broken, truncated, foreign or empty, or
