@@ -253,7 +253,7 @@ class Run:
             numbers = [*state["seconds"].values(), *(x for row in state["by_t"] for x in row),
                        *(x for rows in state["history"].values() for row in rows for x in row)]
             right = (isinstance(state["step"], int) and len(state["by_t"]) == 10
-                     and isinstance(state["stages_done"], list) and all(map(math.isfinite, numbers))
+                     and isinstance(state["stages_done"], list) and not any(map(math.isnan, numbers))
                      and all(len(row) == 2 for row in [*state["by_t"], *sum(state["history"].values(), [])]))
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(f"{self.out} holds a damaged run ({sentence(error)})") from None
