@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from minltx.files import put_in_place
+from minltx.files import put_in_place, read_torch
 from minltx.toy.data import COLOURS, DIRECTIONS, DataConfig, MovingDigits, load_digits
 
 WINDOW = 24     # the classifier's input: a square of digit_size + 6 pixels, resampled to this many
@@ -138,7 +138,7 @@ def classifier_for(data, seed=0):
     """The shipped classifier if it reads the digits of `data`, of which it must get 99 % right; or one that
     is trained on them."""
     classifier, generator = DigitClassifier().eval(), torch.Generator().manual_seed(seed)
-    classifier.load_state_dict({k: v.float() for k, v in torch.load(SHIPPED, weights_only=True).items()})
+    classifier.load_state_dict({k: v.float() for k, v in read_torch(SHIPPED).items()})
     scenes = [scene[:1] for scene in data.choose(500, generator)]
     seen = read_clips(data.clips(scenes, generator, still=True), scenes, classifier, data.config.digit_size)
     if rates(seen, scenes, data.config)["digit"] >= 0.99:

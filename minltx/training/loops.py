@@ -90,7 +90,9 @@ def train_dit(run, model, caches, held_out, objective=flow_objective):
 
         run.log(step, **terms)
         if step % 100 == 99 or step == total - 1:
-            run.log(step, validation=validate(run, stage, check))
+            found = {"validation": validate(run, stage, check)}
+            run.check_finite(step, found)
+            run.log(step, **found)
         run.save(step + 1)
     stage.swap_average()                                        # the averaged weights are the result
     gather_params(model, stage.model, run.device)

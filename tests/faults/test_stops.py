@@ -129,27 +129,28 @@ def kill_self():
 
 
 def test_fifty_kills(whole, small, tmp_path, capsys):
-    """25 at random moments and 25 inside of saves, in turn, each followed by a resumption."""
-    choose, kills, runs, left, seconds = random.Random(0), 0, 0, 0, 10.0
-    while kills < 50:
+    """25 or so at random moments and as many inside of saves, in turn, each followed by a resumption."""
+    choose, kills, runs, left = random.Random(0), [], 0, 0
+    began, process = time.perf_counter(), start(tmp_path / "unharmed")
+    process.join()
+    seconds = time.perf_counter() - began                               # of a training, on this machine, now
+    while len(kills) < 50:
         out, runs, killed = tmp_path / str(runs), runs + 1, True
         while killed:
-            inside = kills % 2 and at_write(choose.randrange(12), kill_self)
-            began, process = time.perf_counter(), start(out, inside or None)
-            process.join(None if inside else choose.uniform(0.05, seconds))
+            inside = len(kills) % 2 and len(kills) < 50
+            process = start(out, at_write(choose.randrange(8), kill_self) if inside else None)
+            process.join(None if inside or len(kills) >= 50 else choose.uniform(0.05, seconds))
             process.kill()
             process.join()
             killed = process.exitcode == -signal.SIGKILL
-            kills += killed
-            if killed:
-                left += len(leftovers(out)) if out.exists() else 0
-            else:
-                assert process.exitcode == 0, out.with_suffix(".log").read_text()
-                seconds = time.perf_counter() - began           # of the last part, on this machine, now
-                assert not leftovers(out)
-                check_equal(out, report_in(out), whole)
+            kills += [inside] if killed else []
+            left += len(leftovers(out)) if killed and out.exists() else 0
+        assert process.exitcode == 0, out.with_suffix(".log").read_text()
+        assert not leftovers(out)
+        check_equal(out, report_in(out), whole)
     with capsys.disabled():
-        print(f"\n{kills} kills in {runs} runs, {left} temporary files left and cleared, all ended bit-equal")
+        print(f"\n{len(kills)} kills, {sum(kills)} of them inside saves, in {runs} runs; {left} temporary "
+              "files left and cleared; all ended bit-equal")
     assert left > 0
 
 
