@@ -61,13 +61,16 @@ def is_running(process):
 def write_torch(path, values):
     """Write tensors and plain values, in lists and dictionaries, as one of torch's files.
 
-    Raises OSError, which says what happened: torch's own writer has another error for a full disk.
+    Raises OSError, which says what happened, as for a full disk.
     """
     import torch
 
     def write(part):
         with open(part, "wb") as file:
-            torch.save(values, file)
+            try:
+                torch.save(values, file)
+            except RuntimeError as error:       # torch's, while it closes the zip that could not be written
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     put_in_place(path, write)
 

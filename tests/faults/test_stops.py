@@ -97,10 +97,7 @@ def at_write(number, act):
 
 def train(out, log, within):
     """The body of a forked training, with its words in a file."""
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    with within:
+    with open(log, "w", buffering=1) as sys.stdout, mock.patch.object(sys, "stderr", sys.stdout), within:
         run(out, *(["--resume"] if (out / "checkpoint.pt").exists() else []))
 
 
