@@ -69,7 +69,7 @@ def test_a_real_training_step_holds_what_is_estimated(precision, checkpointing):
 @BOTH
 def test_a_real_pass_without_gradients_holds_what_is_estimated(precision):
     config, size, found = TOY.model, (9, 16, 16), []
-    with memory.made_in(precision), torch.no_grad():
+    with memory.made_in(memory.DTYPES[precision]), torch.no_grad():
         dit, vae = DiT(config.dit), VideoVAE(config.vae)
         inputs = memory.dit_inputs(config.dit, 3 * 2 * 2, 11, 2)
         video, latent, t = torch.rand(1, 3, *size), torch.randn(1, 4, 3, 2, 2), torch.rand(1)

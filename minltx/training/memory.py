@@ -35,6 +35,7 @@ from minltx.objectives import VAERecipe, vae_objective
 from minltx.vae import VAEConfig, VideoVAE
 
 BYTES = {"float32": 4, "bf16": 2}
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 MOMENTS = {"adamw": 8, "muon": 4}               # bytes per parameter: two float32 moments, or one
 PARALLEL = ("none", "ddp", "fsdp", "fsdp-bf16")
 
@@ -180,7 +181,7 @@ def estimate_vae(config, size, batch=1, **plan):
 
 def sampling_peaks(dit_config, vae_config, size, words=256, batch=1, precision="float32"):
     """The most bytes alive in a pass of the transformer, in encoding and in decoding, next to the weights."""
-    with FakeTensorMode(), torch.no_grad(), made_in(torch.bfloat16 if precision == "bf16" else torch.float32):
+    with FakeTensorMode(), torch.no_grad(), made_in(DTYPES[precision]):
         dit, vae, peaks = DiT(dit_config), VideoVAE(vae_config), []
         shape = vae.latent_shape(*size)
         tokens = dit_inputs(dit_config, math.prod(shape[1:]), words, batch)
