@@ -1,5 +1,5 @@
-"""Two tiers: `pytest` takes minutes; --slow adds executed notebooks, long trainings, several processes. --faults
-adds tests/faults: kills, full disks, damaged and hostile files."""
+"""Two tiers: `pytest` takes minutes; --slow adds executed notebooks, long trainings, several processes.
+--faults adds tests/faults: kills, full disks, damaged and hostile files."""
 
 import pytest
 

@@ -304,7 +304,8 @@ def test_without_diffusers_the_comparison_is_refused_in_a_sentence(monkeypatch, 
     (["--size", "17x32"], "such as 41x512x512"),
     (["--size", "18x32x32"], "18 frames cannot be encoded: use 4k+1, such as 17 or 21"),
     (["--parts", "dit,dream"], "use some of text,dit"), (["--repeats", "0"], "use 1 to 1000"),
-    (["--out", "bench.txt"], "ends in .json"), (["--device", "abacus"], "is not a device: use cpu, cuda or mps"),
+    (["--out", "bench.txt"], "ends in .json"),
+    (["--device", "abacus"], "is not a device: use cpu, cuda or mps"),
     (["--against", "diffusers", "--parts", "save"], "use some of dit,encode,decode"),
     (["--headline", "runs/none", "--items", "gold"], "use some of bench,")])
 def test_options_that_are_not_possible_are_refused_in_a_sentence(words, sentence, capsys):

@@ -125,7 +125,8 @@ def test_rooms_import_only_rooms_below_them():
 def test_chapters_import_earlier_chapters():
     assert {f"minltx.{name}" for name in CHAPTERS} <= set(GRAPH)
     for position, name in enumerate(CHAPTERS):
-        assert GRAPH[f"minltx.{name}"] <= {"minltx.require"} | {f"minltx.{c}" for c in CHAPTERS[:position]}, name
+        above = {f"minltx.{chapter}" for chapter in CHAPTERS[:position]}
+        assert GRAPH[f"minltx.{name}"] <= {"minltx.require"} | above, name
 
 
 def test_a_room_is_entered_without_importing_its_files():
@@ -241,7 +242,7 @@ def test_chapters_stay_a_book():
 # Code lines of the rooms around the book. Before one of them is raised: what in that room can go?
 SIZES = {"minltx/ablation": 1150, "minltx/bench": 700, "minltx/course": 1700, "minltx/evaluation": 550,
          "minltx/pretrained": 1750, "minltx/toy": 650, "minltx/training": 1500, "minltx/video": 500,
-         "tools": 350}
+         "tools": 500}
 BESIDE = 550        # all files beside the book and both scripts together
 
 

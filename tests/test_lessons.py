@@ -146,7 +146,7 @@ def test_no_lesson_prints_what_an_assignment_asks_for():
     asked = {check.name for check in CHECKS.values()}
     shown = [text for path in LESSONS for source in cells(path)
              for text in re.findall(r"getsource\(([\w.]+)\)", source)]
-    printed = {text.split(".")[-1] for text in shown if not re.match(r"[A-Z]\w*\.", text)}  # methods are others
+    printed = {text.split(".")[-1] for text in shown if not re.match(r"[A-Z]\w*\.", text)}    # not methods
     assert len(asked) > 20 and len(shown) > 6 and not asked & printed
 
 
@@ -156,8 +156,8 @@ def headings(path):
     return [text.strip() for text in found]
 
 
-# Sections of SPEC without an idea of the paper: options that exist in code, differences in number formats, and
-# the two passes of releases that came after it.
+# Sections of SPEC without an idea of the paper: options that exist in code, differences in number formats,
+# and the two passes of releases that came after it.
 NOT_TAUGHT = {"4.6", "5.4", "5.5"}
 
 

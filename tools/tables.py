@@ -203,8 +203,8 @@ def plots():
     runs = [report(name) for name in ("third", "toy", "long")]
     times = [minutes(run) for run in runs]
     read = [run["dit"]["text_to_video"] for run in runs]
-    right = {label: tuple(zip(*((m, 100 * figures[key]) for m, figures in zip(times, read) if key in figures)))
-             for label, key in READ.items()}
+    right = {label: tuple(zip(*((time, 100 * figures[key]) for time, figures in zip(times, read)
+                                if key in figures))) for label, key in READ.items()}
     quality = {"reconstruction": (times, [run["vae"]["psnr"] for run in runs])}
     save_curves(DOCS / "frontier.png", [("Held-out prompts", "minutes", "% right", right, "linear"),
                                         ("Held-out clips", "minutes", "PSNR in dB", quality, "linear")])

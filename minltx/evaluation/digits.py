@@ -1,4 +1,4 @@
-"""Which digits does a clip show, frame by frame, and does each of them keep its shape, its colour and its way?
+"""Which digits does a clip show, frame by frame, and does each keep its shape, its colour and its way?
 
     seen = read_clips(video, scenes, classifier, digit_size=22)
     rates(seen, scenes, config)                       figures of all clips together
@@ -90,7 +90,7 @@ def spoil(grey, centre, labels, generator):
     side = (dx * angle.cos() + dy * angle.sin() > 0).float()
     shift = (centre - centre.roll(-1, 0)).round().long()
     other = torch.stack([torch.roll(g, (s[1].item(), s[0].item()), (0, 1))
-                         for g, s in zip(grey.roll(-1, 0), shift)])      # the next digit, at this one's centre
+                         for g, s in zip(grey.roll(-1, 0), shift)])     # the next digit, at this one's centre
     hole = ((dx.abs() < 6) & (dy.abs() < 6)).float()
     mixed = torch.stack([grey * side, (grey + other) / 2, grey * side + other * (1 - side), grey * (1 - hole),
                          (grey * side).maximum(other.flip(1) * (1 - side))])
@@ -169,7 +169,7 @@ class Reading:
 
 @torch.no_grad()
 def read_clips(video, scenes, classifier, digit_size):
-    """video (B, 3, F, H, W) in [-1, 1] and what each clip should show, B lists of K MovingDigits -> Reading."""
+    """video (B, 3, F, H, W) in [-1, 1], and what it should show, B lists of K MovingDigits -> Reading."""
     video, names = video.cpu(), list(COLOURS)
     grey, masks, K, frames = brightness(video), colour_masks(video), len(scenes[0]), video.shape[2]
     named = torch.tensor([[names.index(x.colour) for x in scene] for scene in scenes])    # (B, K)
@@ -183,7 +183,8 @@ def read_clips(video, scenes, classifier, digit_size):
     scores = classifier(view).log_softmax(-1)
     shape = len(video), K, frames
     return Reading(scores.view(*shape, -1), colour, track.view(*shape, 2), mass.view(shape),
-                   1 - inside.view(shape) / mass.view(shape).clamp_min(1e-6), view.view(*shape, WINDOW, WINDOW))
+                   1 - inside.view(shape) / mass.view(shape).clamp_min(1e-6),
+                   view.view(*shape, WINDOW, WINDOW))
 
 
 def visible(seen, digit_size):
@@ -257,7 +258,8 @@ def rates(seen, scenes, config):
             "speed": speed.mean().item() / usual, "speed_spread": speed.std(correction=0).item(),
             "bend": off.square().mean().sqrt().item(),
             "jitter": jitter.square().mean().sqrt().item() if jitter.numel() else 0.0,
-            "ink": seen.mass.mean().item(), "start_spread": seen.track[:, :, 0].std(0, correction=0).mean().item(),
+            "ink": seen.mass.mean().item(),
+            "start_spread": seen.track[:, :, 0].std(0, correction=0).mean().item(),
             "twins": twins(seen, named)}
 
 
@@ -281,7 +283,7 @@ def judge_clips(video, scenes, data, classifier):
             "faults": {name: sum(name in one for one in found) / len(found) for name in names}}
 
 
-# What is wrong with a clip, by name: from which value on. Real clips stay far below, see tests/test_digits.py.
+# What is wrong with a clip, by name: from which value on. Real clips stay far below (tests/test_digits.py).
 LIMITS = {"flickers": 0.1,      # change of the light against the neighbours', as a share
           "bends": 1.0,         # pixels from a straight line
           "jumps": 0.75,        # pixels from the middle of the neighbours
@@ -291,8 +293,8 @@ LIMITS = {"flickers": 0.1,      # change of the light against the neighbours', a
 
 def faults(seen, scenes, config):
     """What is wrong with each clip -> B sets of names: "wrong digit" (in most frames), "morphs" (another
-    digit in some), "illegible" (two frames or more), "vanishes", "wrong colour", "wrong way", "speed" (a tenth
-    outside of the data's range) and those of LIMITS."""
+    digit in some), "illegible" (two frames or more), "vanishes", "wrong colour", "wrong way", "speed" (a
+    tenth outside of the data's range) and those of LIMITS."""
     named = torch.tensor([[x.digit for x in scene] for scene in scenes])[:, :, None]
     velocity, off = velocity_of(seen.track, duration(seen.track.shape[2], config))
     speed, label = velocity.norm(dim=-1), seen.label
@@ -318,5 +320,6 @@ def faults(seen, scenes, config):
 
 
 if __name__ == "__main__":
-    weights = train_classifier(MovingDigits(*load_digits("drawn", 0)[0], DataConfig()), steps=2000).state_dict()
+    drawn = MovingDigits(*load_digits("drawn", 0)[0], DataConfig())
+    weights = train_classifier(drawn, steps=2000).state_dict()
     put_in_place(SHIPPED, lambda part: torch.save({k: v.half() for k, v in weights.items()}, part))
