@@ -243,13 +243,13 @@ def test_chapters_stay_a_book():
 SIZES = {"minltx/ablation": 1150, "minltx/bench": 700, "minltx/course": 1700, "minltx/evaluation": 550,
          "minltx/pretrained": 1750, "minltx/toy": 650, "minltx/training": 1500, "minltx/video": 500,
          "tools": 500}
-BESIDE = 550        # all files beside the book and both scripts together
+BESIDE = 750        # all files beside the book and both scripts together
 
 
 @pytest.mark.slow
 def test_rooms_keep_their_sizes():
     rooms = room_lines()
-    assert {room: lines for room, lines in rooms.items() if lines > SIZES.get(room, BESIDE)} == {}
+    assert {room: lines for room, lines in rooms.items() if lines > SIZES.get(room, 200)} == {}
     assert sum(lines for room, lines in rooms.items() if room not in SIZES) <= BESIDE
     assert rooms["train_tiny.py"] <= 130 and rooms["sample.py"] <= 130
     files = [path for name, path in our_files().items() if name.removeprefix("minltx.") not in CHAPTERS]
