@@ -103,7 +103,8 @@ def test_any_field_is_a_switch_and_wrong_ones_are_named():
     assert switch.stage == "dit" and switches.settings_for(switch.levels["2"], "dit").model.dit.depth == 2
     for field, stage in (("vae_lr", "vae"), ("discriminator_lr", "vae"), ("clean", "vae"), ("dit_lr", "dit"),
                          ("conditioned", "dit"), ("model.data.digits", "both")):
-        assert switches.parse_switch(f"{field}=1,2")[1].stage == stage
+        values = "0.5,1" if field in ("clean", "conditioned") else "1,2"
+        assert switches.parse_switch(f"{field}={values}")[1].stage == stage
     for text, message in (("rope=none,round", "no level 'round': use exponential"),
                           ("ropes", "is not a switch"),
                           ("loss.dwd=0,1", "'dwd' is not a setting: LossConfig has pixel"),

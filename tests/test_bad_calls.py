@@ -19,6 +19,7 @@ from minltx.ablation import __main__ as ablation
 from minltx.bench import __main__ as bench
 from minltx.command import Parser, not_empty, pick_device
 from minltx.evaluation import conditions
+from minltx.files import write_torch
 from minltx.pretrained import __main__ as which
 from minltx.pretrained import t5
 from minltx.training import __main__ as training
@@ -135,6 +136,7 @@ OTHERS = {
         "--budget": "argument --budget: expected one argument"},
     "training": {
         "--out text.txt": "argument --out: text.txt is not a folder",
+        "--latents text.txt": "text.txt does not hold latents, or is damaged",
         "--latents folder": "argument --latents: folder is not a file",
         "--latents text.txt/x": "argument --latents: cannot write in ",
         "--buckets 17x32x32": "--buckets is for a folder of clips: add --clips",
@@ -292,6 +294,13 @@ def test_bad_calls_get_one_line_and_exit_code_2_and_write_nothing(name, place, c
             wrong.append((line, code, error[:3]))
         assert sorted(place.rglob("*")) == before, line
     assert wrong == [] and len(rows) >= 15
+
+
+def test_latents_of_other_clips_are_refused_before_the_first_stage(place, capsys):
+    write_torch("other", {"mark": ["0", 1, 0, []], "views": []})
+    code, error = called("training", "--latents other", capsys)
+    assert code == 2 and "other holds the latents of other clips: name another file" in error[0]
+    assert not (place / "runs").exists()
 
 
 def test_the_table_is_long():

@@ -31,7 +31,7 @@ from minltx.toy.data import MovingDigits, load_digits
 from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint
 from minltx.training import memory, parallel
 from minltx.training.endings import end, one_line
-from minltx.training.latents import clip_variants, latent_cache, measure_latents, take_vae
+from minltx.training.latents import check_latents, clip_variants, latent_cache, measure_latents, take_vae
 from minltx.training.loops import build_critics, train_dit, train_vae
 from minltx.training.page import Page
 from minltx.training.run import Run
@@ -177,6 +177,7 @@ def train(args, command):
             data = digits_data(args, settings)
         print(estimate_memory(settings, world, args))
 
+    check_latents(args.latents, data.dit, settings, args.seed)
     torch.manual_seed(args.seed)
     model = ToyModel(settings.model).to(world.device)
     if data.text:

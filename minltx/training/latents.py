@@ -68,20 +68,14 @@ def latent_cache(path, vae, variants, settings, seed, world):
     if path is None:
         return encode_variants(vae, variants, settings.latents, seed, world.device)
     weights = sum(p.double().abs().sum().item() for p in vae.encoder.parameters())
-    mark = [f"{weights:.6e}", settings.latents, seed, [contents(data, seed) for data in variants]]
+    mark = [f"{weights:.6e}", *source_of(variants, settings, seed)]
     if not Path(path).exists() and world.rank == 0:
         caches = encode_variants(vae, variants, settings.latents, seed, world.device)
         views = [(cache.latents.cpu(), [s if isinstance(s, str) else [astuple(x) for x in s]
                                         for s in cache.scenes]) for cache in caches]
         write_torch(path, {"mark": mark, "views": views})
     world.wait()
-    try:
-        stored = read_torch(path, mmap=True)
-        if not isinstance(stored, dict) or stored.keys() != {"mark", "views"}:
-            raise ValueError("it is another kind of file")
-    except ValueError as error:
-        raise ValueError(f"{path} does not hold latents, or is damaged ({error}): remove it, or name another "
-                         "file with --latents") from None
+    stored = open_latents(path)
     if stored["mark"] != mark:
         raise ValueError(f"{path} holds the latents of other clips or of another autoencoder: "
                          "name another file with --latents")
@@ -91,6 +85,33 @@ def latent_cache(path, vae, variants, settings, seed, world):
                 for data, view in zip(variants, stored["views"], strict=True)]
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds other latents than it says ({error}): remove it") from None
+
+
+def open_latents(path):
+    """The dictionary in a file of latents, mapped. Raises ValueError if it is damaged or another file."""
+    try:
+        stored = read_torch(path, mmap=True)
+        if not isinstance(stored, dict) or stored.keys() != {"mark", "views"}:
+            raise ValueError("it is another kind of file")
+        return stored
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold latents, or is damaged ({error}): remove it, or name another "
+                         "file with --latents") from None
+
+
+def check_latents(path, variants, settings, seed):
+    """Before the hours of the first stage: raises ValueError if `latent_cache` will refuse the file `path`
+    for its clips. Nothing is asked of a file that is not there, or of None."""
+    if path is None or not Path(path).exists():
+        return
+    mark = open_latents(path)["mark"]
+    if not isinstance(mark, list) or mark[1:] != source_of(variants, settings, seed):
+        raise ValueError(f"{path} holds the latents of other clips: name another file with --latents")
+
+
+def source_of(variants, settings, seed):
+    """What a file of latents says of its clips."""
+    return [settings.latents, seed, [contents(data, seed) for data in variants]]
 
 
 def contents(data, seed):
