@@ -175,7 +175,11 @@ def test_the_command_builds_from_any_folder(tmp_path, monkeypatch, capsys):
     (["grade", "nowhere"], "there is no file or folder nowhere"),
     (["grade", "."], "there is no notebook in ."),
     (["build", "--source", "."], "there are no assignments in .: name their folder with --source"),
-    (["build", "--sourc", "."], "unrecognized arguments")])
+    (["build", "--sourc", "."], "unrecognized arguments"), ([], "are required: command"),
+    (["mark"], "invalid choice: 'mark'"), (["grade"], "are required: path"), (["grade", ""], "it is empty"),
+    (["build", "--out", ""], "argument --out: it is empty"), (["build", "--source", ""], "it is empty"),
+    *((["grade", ".", option, value], f"argument {option}: ") for option in ("--seconds", "--cell-seconds")
+      for value in ("", "x", "nan", "inf", "0", "1e9", "1_0"))])
 def test_a_mistake_on_the_command_line_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:

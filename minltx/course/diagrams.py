@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path as Line
 
-from minltx.command import Parser
+from minltx.command import Parser, new_folder, one_line
 from minltx.dit import DiT, DiTConfig
 from minltx.files import put_in_place
 from minltx.flow import interpolate
@@ -406,13 +406,12 @@ def write_all(folder):
 
 
 def main(argv=None):
-    parser = Parser(prog="minltx.course.diagrams", description=__doc__)
-    parser.add_argument("--out", default="figures", help="folder for the pictures (default: %(default)s)")
+    parser = Parser(prog="python -m minltx.course.diagrams", description=__doc__)
+    parser.add_argument("--out", type=new_folder, default="figures",
+                        help="folder for the pictures (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
+    with one_line(parser):
         paths = write_all(args.out)
-    except OSError as error:
-        parser.error(str(error))
     print(f"{args.out}: {len(paths)} files of {len(DIAGRAMS)} diagrams")
 
 
