@@ -103,6 +103,16 @@ def progress_bar(steps):
     return tqdm(steps, desc="sampling", disable=None)
 
 
+def check_size(model, args, size):
+    """Raises ValueError if a large video does not fit in memory; tells if it takes long."""
+    defaults = model.sampling_defaults()
+    if math.prod(size) > 4 * math.prod(defaults["size"]):
+        from minltx.bench.forecast import check_sampling       # it takes seconds to estimate
+
+        dit, clips = getattr(model, "model", model).dit, 1 if args.weights else min(BATCH, len(args.prompts))
+        check_sampling(dit, model.vae, size, clips, args.steps or defaults["steps"], args.tiles)
+
+
 def sample(args):
     check_options(args)
     if args.words:
@@ -115,6 +125,7 @@ def sample(args):
     names = ("steps", "guidance", "stg", "fps", "decode_t", "decode_noise")
     how = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     vae.latent_shape(*size)                                   # raises ValueError before files are read
+    check_size(model, args, size)
     how["conditions"] = load_given(([[args.image, "0"]] if args.image else []) + args.given, *size[1:],
                                    released.preparation(args))
     if args.start:
@@ -124,6 +135,7 @@ def sample(args):
         if args.frames not in (None, frames):
             raise ValueError(f"{args.start} has {frames} frames, not {args.frames}: leave out --frames")
         size = (frames, *size[1:])
+        check_size(model, args, size)
     grid = vae.latent_shape(*size)[1:]
     if args.tiles:
         halo = HALO if args.halo is None else args.halo
@@ -132,12 +144,6 @@ def sample(args):
     for line in [] if args.weights else model.warnings(args.prompts, size, args.fps):
         print(f"sample.py: warning: {line}", file=sys.stderr)
     seeds, videos, each = [args.seed + i for i in range(len(args.prompts))], [], 1 if args.weights else BATCH
-    if math.prod(size) > 4 * math.prod(defaults["size"]):
-        from minltx.bench.forecast import check_sampling       # seconds of estimating, for large videos only
-
-        steps = how.get("steps", defaults["steps"])
-        dit = getattr(model, "model", model).dit
-        check_sampling(dit, vae, size, min(each, len(seeds)), steps, args.tiles)
     for i in range(0, len(seeds), each):
         videos.append(model.generate(args.prompts[i : i + each], seeds[i : i + each], size=size,
                                      progress=progress_bar, **how))

@@ -39,7 +39,7 @@ from minltx.command import BUDGET, Parser, check_together, device_name, new_fold
 from minltx.evaluation.digits import classifier_for
 from minltx.files import put_in_place, write_torch
 from minltx.toy.data import MovingDigits, draw_digits, load_digits
-from minltx.toy.model import SHIPPED, save_checkpoint
+from minltx.toy.model import SHIPPED, load_checkpoint, save_checkpoint
 from minltx.training.settings import SHORT, scaled
 
 
@@ -283,6 +283,14 @@ def options():
     return parser
 
 
+def check_files(args):
+    """Raises ValueError if the digits or the model cannot be read: before hours of training."""
+    if args.digits != "drawn":
+        load_digits(args.digits, 0)
+    if args.model not in (None, "short"):
+        load_checkpoint(args.model)
+
+
 def ablate(args, command):
     """Check what was asked, run it, compare."""
     asked = list(SWITCHES) if args.all else args.switches
@@ -295,6 +303,7 @@ def ablate(args, command):
                                    *(two_ways if args.model != "short" else [])])
     switches, out = dict(parse_switch(text) for text in asked), Path(args.out)
     rows, runs = plan(switches, args.seeds, args.grid)
+    check_files(args)
     try_all(rows)
     run_all(args, out, runs, 0 if args.grid else sum(max(1, len(switch.levels) - 1)
                                                      for switch in switches.values() if switch.claim))

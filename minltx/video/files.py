@@ -258,4 +258,8 @@ def load_given(given, height, width, prepare=None):
             raise ValueError(f"--given {path} {' '.join(where)} is not understood: write FILE FRAME or "
                              "FILE FRAME STRENGTH, such as last.png 16 1") from None
         clips.append((load_clip(path, height, width, prepare), frame, strength))
+    frames = [frame for _, frame, _ in clips]
+    twice = [frame for frame in frames if frames.count(frame) > 1]
+    if twice:
+        raise ValueError(f"two pictures or clips are given at frame {twice[0]}: give one (--image is frame 0)")
     return clips
