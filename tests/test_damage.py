@@ -114,13 +114,13 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize("change, says", [
-    (put("vae", "encoder_blocks", [["down", [0, 2, 2], 64]]), "VAEConfig.encoder_blocks"),
-    (put("vae", "decoder_blocks", [["res", 10**9]]), "VAEConfig.decoder_blocks"),
+    (put("vae", "encoder_blocks", [["down", [0, 2, 2], 64]]), "encoder_blocks"),
+    (put("vae", "decoder_blocks", [["res", 10**9]]), "decoder_blocks"),
     (put("vae", "decoder_blocks", [["res", 60000]]), "asks for 60"),
-    (put("dit", "depth", 999), "asks for 10"), (put("dit", "depth", NAN), "DiTConfig.depth"),
-    (put("dit", "theta", NAN), "DiTConfig.theta is nan"), (put("dit", "heads", 3), "DiTConfig.heads is 3"),
-    (put("data", "fps", 0), "DataConfig.fps is 0"), (put("dit", "width", 65536), "is not"),
-    (put("dit", "stride", [4, 8, 16]), "DiTConfig.stride"), (put("data", "size", "x"), "DataConfig.size"),
+    (put("dit", "depth", 999), "asks for 10"), (put("dit", "depth", NAN), "depth"),
+    (put("dit", "theta", NAN), "theta.* is nan"), (put("dit", "heads", 3), "heads"),
+    (put("data", "fps", 0), "fps.* is 0"), (put("dit", "width", 65536), "is not"),
+    (put("dit", "stride", [4, 8, 16]), "stride"), (put("data", "size", "x"), "size"),
     (lambda stored: stored["model"]["text.positions"].fill_(NAN), "text.positions holds numbers that are"),
     (lambda stored: stored["model"].update({"x": torch.ones(1)}), "x is unknown"),
     (lambda stored: stored["model"].pop("text.positions"), "text.positions is missing"),
