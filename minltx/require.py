@@ -13,7 +13,7 @@ import torch
 def require(ok, name, value, wanted):
     """Raises ValueError if not ok."""
     if not ok:
-        raise ValueError(f"{name} is {value!r}: use {wanted}")
+        raise ValueError(f"{name} is {value!r:.100}: use {wanted}")
 
 
 def whole(name, value, low, high=2**31):

@@ -7,10 +7,11 @@ import math
 
 import torch
 
+from minltx import require
 from minltx.dit import DiTConfig
 from minltx.toy.captions import SPECIAL, VOCABULARY, is_word
 from minltx.toy.data import DataConfig
-from minltx.vae import BLOCKS, VAEConfig
+from minltx.vae import VAEConfig
 
 # Fields that configs of older files have, with the one value that means what the model does today.
 RETIRED = {"shared_logvar": True, "fold": 1, "rope": "exponential", "qk_norm": "rms", "attention": "full",
@@ -24,7 +25,7 @@ def tuples(x):
 
 def configs_from(stored):
     """A checkpoint's plain dictionary -> DataConfig, VAEConfig, DiTConfig. Raises ValueError for a retired
-    variant and for values that `check` refuses."""
+    variant, for values that no config can have, and for parts that do not fit."""
     parts = []
     for name, cls in (("data", DataConfig), ("vae", VAEConfig), ("dit", DiTConfig)):
         fields = {k: tuples(v) for k, v in stored[name].items()}
@@ -33,7 +34,7 @@ def configs_from(stored):
             if RETIRED[key] not in (None, value):
                 raise ValueError(f"{key} = {value!r:.40} is a variant of the ablations, not of this model")
         parts.append(cls(**fields))
-    check(*parts)
+    check_fit(*parts[1:])
     return parts
 
 
@@ -45,66 +46,22 @@ def words_and_shapes(stored):
     learned = isinstance(words, tuple) and all(isinstance(x, str) and is_word(x) for x in words[3:])
     if words and not (learned and words[:3] == SPECIAL and len(set(words)) == len(words) <= VOCABULARY):
         raise ValueError(f"words is {words!r:.60}, which is not a vocabulary")
-    if not isinstance(shapes, tuple) or len(shapes) > 1000 or not all(triple(x, whole) for x in shapes):
+    if not isinstance(shapes, tuple) or len(shapes) > 1000:
         raise ValueError(f"shapes is {shapes!r:.60}, not (frames, height, width) of clips")
+    for shape in shapes:
+        require.row("one of shapes", shape, 3, require.whole, 1, 2**16)
     return words, shapes
 
 
-# --- What a config may hold -------------------------------------------------------------------------------
+# --- What fits together -----------------------------------------------------------------------------------
 
-def whole(x, low=1, high=2**16):
-    """Is x a whole number from low to high?"""
-    return isinstance(x, int) and not isinstance(x, bool) and low <= x <= high
-
-
-def positive(x):
-    """Is x a positive number, neither infinite nor NaN?"""
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and 0 < x < 1e9
-
-
-def triple(x, right):
-    """Is x three values that are all right?"""
-    return isinstance(x, tuple) and len(x) == 3 and all(map(right, x))
-
-
-def is_block(block):
-    """Is it a block of a VAE: ("res", n), ("width", C) or ("down", stride, C), with sensible numbers?"""
-    if not isinstance(block, tuple) or len(block) not in (2, 3) or block[0] not in BLOCKS:
-        return False
-    return whole(block[-1]) and all(triple(stride, lambda n: whole(n, 1, 2)) for stride in block[1:-1])
-
-
-def are_blocks(blocks):
-    return isinstance(blocks, tuple) and all(map(is_block, blocks))
-
-
-def check(data, vae, dit):
-    """Raises ValueError, which names the first field of the three configs that is not as it has to be.
-
-    What a network's own constructor refuses is left to it.
-    """
-    sides = data.size if isinstance(data.size, tuple) else (data.size, data.size)
-    fit_vae = are_blocks(vae.encoder_blocks) and whole(vae.patch, 1, 64)
-    rules = {
-        (data, "frames"): whole(data.frames), (data, "digits"): whole(data.digits, 0, 6),
-        (data, "size"): len(sides) == 2 and all(map(whole, sides)),
-        (data, "digit_size"): whole(data.digit_size, 0), (data, "fps"): positive(data.fps),
-        (data, "speed"): isinstance(data.speed, tuple) and len(data.speed) == 2 and all(
-            map(positive, data.speed)),
-        (vae, "latent_channels"): whole(vae.latent_channels), (vae, "patch"): whole(vae.patch, 1, 64),
-        (vae, "encoder_width"): whole(vae.encoder_width), (vae, "decoder_width"): whole(vae.decoder_width),
-        (vae, "encoder_blocks"): are_blocks(vae.encoder_blocks),
-        (vae, "decoder_blocks"): are_blocks(vae.decoder_blocks),
-        (dit, "latent_channels"): dit.latent_channels == vae.latent_channels,
-        (dit, "width"): whole(dit.width, 6) and dit.width % 2 == 0, (dit, "depth"): whole(dit.depth),
-        (dit, "heads"): whole(dit.heads) and whole(dit.width, 6) and dit.width % dit.heads == 0,
-        (dit, "text_width"): whole(dit.text_width), (dit, "stride"): fit_vae and dit.stride == vae.stride,
-        (dit, "max_position"): triple(dit.max_position, positive), (dit, "theta"): positive(dit.theta),
-        (dit, "causal_time"): isinstance(dit.causal_time, bool)}
-    for (config, name), right in rules.items():
-        if not right:
-            raise ValueError(f"{type(config).__name__}.{name} is {getattr(config, name)!r:.60}, which no "
-                             "model can have")
+def check_fit(vae, dit):
+    """Raises ValueError if the transformer's tokens are not the VAE's latents. What is wrong with a single
+    value, the configs say themselves."""
+    for name in ("latent_channels", "stride"):
+        own, other = getattr(dit, name), getattr(vae, name)
+        if own != other:
+            raise ValueError(f"DiTConfig.{name} is {own!r:.60}, and the VAE's is {other!r:.60}")
 
 
 def check_depth(vae, dit, tensors):
