@@ -7,6 +7,7 @@ option that takes a number, a file to write or a device has one of the types bel
 import argparse
 import functools
 import math
+import os
 import platform
 import re
 import tempfile
@@ -155,7 +156,7 @@ def new_file(*endings):
     """A type: the path of a file to write, with one of these endings. Writing next to it is tried at once."""
     @option_type
     def convert(text):
-        path = Path(not_empty(text))
+        path = Path(os.path.abspath(not_empty(text)))           # new/../folder is folder
         if endings and path.suffix.lower() not in endings:
             raise ValueError(f"cannot write {text}: use a name that ends in {', '.join(endings)}")
         if path.exists() and not path.is_file():

@@ -139,6 +139,7 @@ OTHERS = {
     "training": {
         "--out text.txt": "argument --out: text.txt is not a folder",
         "--latents text.txt": "text.txt does not hold latents, or is damaged",
+        "--latents new/../folder": "argument --latents: new/../folder is not a file",
         "--latents folder": "argument --latents: folder is not a file",
         "--latents text.txt/x": "argument --latents: cannot write in ",
         "--buckets 17x32x32": "--buckets is for a folder of clips: add --clips",
