@@ -179,6 +179,7 @@ OTHERS = {
         "model.dit.heads=4,7": "heads is 7: use a number that divides the width 96",
         "model.dit.theta=-1,1": "theta is -1: use a number",
         "token_drop=1.5,0": "token_drop is 1.5: use a number from 0 to 0.99",
+        "vae_phases=1,2": "vae_phases is 1: use a tuple", "layouts=1,2": "layouts is 1: use a tuple",
         "soft=2,0": "soft is 2: use a number from 0 to 1",
         "dit_batch=0,1": "dit_batch is 0: use a whole number",
         "dit_steps=x,1": "dit_steps is 900 by default: 'x' is of another type",

@@ -51,10 +51,12 @@ class Settings(VAERecipe, FlowRecipe):
             check(name, getattr(self, name), low, high)
         for field in fields(self.loss):
             require.number(f"loss.{field.name}", getattr(self.loss, field.name), 0, 1e6)
-        require.require(self.vae_phases, "vae_phases", self.vae_phases, "at least one phase")
+        for name in ("vae_phases", "layouts"):
+            value = getattr(self, name)
+            require.require(isinstance(value, (tuple, list)) and value, name, value, "a tuple of at least one")
         for phase in self.vae_phases:
             require.row("vae_phases", phase, 3, require.whole, 1, 10**9)
-        require.require(self.layouts and set(self.layouts) <= set(LAYOUTS), "layouts", self.layouts,
+        require.require(all(layout in LAYOUTS for layout in self.layouts), "layouts", self.layouts,
                         f"some of {', '.join(LAYOUTS)}")
 
 
