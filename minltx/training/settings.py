@@ -53,7 +53,7 @@ class Settings(VAERecipe, FlowRecipe):
             require.number(f"loss.{field.name}", getattr(self.loss, field.name), 0, 1e6)
         for name in ("vae_phases", "layouts"):
             value = getattr(self, name)
-            require.require(isinstance(value, (tuple, list)) and value, name, value, "a tuple of at least one")
+            require.require(isinstance(value, (tuple, list)) and value, name, value, "a tuple")
         for phase in self.vae_phases:
             require.row("vae_phases", phase, 3, require.whole, 1, 10**9)
         require.require(all(layout in LAYOUTS for layout in self.layouts), "layouts", self.layouts,
