@@ -261,5 +261,5 @@ def load_given(given, height, width, prepare=None):
     frames = [frame for _, frame, _ in clips]
     twice = [frame for frame in frames if frames.count(frame) > 1]
     if twice:
-        raise ValueError(f"two pictures or clips are given at frame {twice[0]}: give one (--image is frame 0)")
+        raise ValueError(f"two pictures or clips are given at frame {twice[0]}: give one")
     return clips
