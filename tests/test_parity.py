@@ -12,8 +12,10 @@ import torch
 
 from minltx.dit import DiT, DiTConfig, flatten_latent
 from minltx.flow import SHIFT, linear_quadratic_schedule, shift_times, shifted_schedule
-from minltx.pretrained import LTXVideo, load_pretrained, save_pretrained
+from minltx.pretrained import RELEASES, LTXVideo, load_pretrained, save_pretrained
 from minltx.pretrained.diffusers import read_vae, vae_fields
+from minltx.pretrained.names import diffusers_dit_names, official_names
+from minltx.pretrained.official import dit_fields
 from minltx.pretrained.releases import VAE_090, VAE_091, ReleaseConfig, SamplingConfig
 from minltx.rope import latent_coordinates, rope_tables
 from minltx.sampler import Condition, Guidance, Sampling, decode, sample_latent
@@ -201,6 +203,23 @@ def test_diffusers_can_express_every_released_vae():
         with torch.device("meta"):
             theirs = diffusers.AutoencoderKLLTXVideo.from_config(fields)
         assert sum(p.numel() for p in theirs.parameters()) == total
+
+
+@pytest.mark.parametrize("name", ["0.9.5", "0.9.8-13b-dev"])
+def test_full_size_transformers_have_the_names_and_shapes_of_diffusers(name):
+    """Every tensor, on the meta device. The official names differ from diffusers' in four words (SPEC 9)."""
+    with torch.device("meta"):
+        model = LTXVideo(RELEASES[name])
+        other = diffusers.LTXVideoTransformer3DModel.from_config(
+            {"patch_size": 1, "patch_size_t": 1, "qk_norm": "rms_norm_across_heads",
+             **dit_fields(model.dit.config)})
+    shapes = {key: x.shape for key, x in other.state_dict().items()}
+    known = diffusers_dit_names(model.dit)
+    assert {known[key]: x.shape for key, x in model.dit.state_dict().items()} == shapes
+    words = {"proj_in": "patchify_proj", "time_embed": "adaln_single", "norm_q": "q_norm", "norm_k": "k_norm"}
+    official = {".".join(words.get(word, word) for word in key.split(".")) for key in shapes}
+    found = {key for key in official_names(model).values() if key.startswith("model.diffusion_model.")}
+    assert found == {"model.diffusion_model." + key for key in official}
 
 
 # --- Sampling ---------------------------------------------------------------------------------------------
