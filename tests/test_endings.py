@@ -44,7 +44,7 @@ def test_a_step_that_is_not_finite_stops_the_run(whole, small, tmp_path, monkeyp
     line, = [line for line in capsys.readouterr().err.splitlines() if "diverged" in line]
     assert stop.value.code == 3 and line.startswith("train_tiny.py: ")
     assert re.search(says, line), line
-    left = {p.name for p in tmp_path.iterdir()} - {"index.html", "log.jsonl", "samples"}      # what one watches
+    left = {p.name for p in tmp_path.iterdir()} - {"index.html", "log.jsonl", "samples"}    # to watch
     assert left == {"checkpoint.pt", "diverged.txt"}
     stored = read_checkpoint(tmp_path / "checkpoint.pt")
     assert stored["run"]["step"] == step // 2 * 2

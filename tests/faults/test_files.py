@@ -552,7 +552,10 @@ def test_hostile_digits(tmp_path, capsys):
         "a large shape": digits(idx(images, shape=(10**6, 1000, 1000)), honest[1]),
         "no axis": digits(idx(images, shape=()), honest[1]),
         "255 axes": digits(idx(images, shape=(1,) * 255), honest[1]),
-        "unsorted, without a 9 at the end": digits(honest[0], idx(np.sort(labels)))}
+        "unsorted, without a 9 at the end": digits(honest[0], idx(np.sort(labels))),
+        **{f"pictures cut at {n}": digits(honest[0][:n], honest[1]) for n in (1, 3, 4, 7, 15, 16, 17, 40000)},
+        **{f"labels cut at {n}": digits(honest[0], honest[1][:n]) for n in (1, 3, 4, 7, 8, 9, 100)},
+        **{f"type {kind}": digits(idx(images, kind), honest[1]) for kind in (0, 9, 11, 255)}}
     compressed = {"a bomb": bomb, "text in gz": b"text", "cut gz": gzip.compress(honest[0])[:-9],
                   "flipped gz": gzip.compress(honest[0])[:-3] + b"xyz"}
     faults = []
@@ -569,7 +572,7 @@ def test_hostile_digits(tmp_path, capsys):
             faults.append((name, str(found)[:100], seconds, used))
     with capsys.disabled():
         print(f"\ndigits: {len(files) + len(compressed)} folders refused but {len(faults)}")
-    assert faults == []
+    assert faults == [] and len(files) + len(compressed) >= 40
 
 
 def test_hostile_pictures(tmp_path, capsys):
@@ -579,6 +582,19 @@ def test_hostile_pictures(tmp_path, capsys):
 
     def of(form, name="a.png"):
         return lambda folder: Image.new("RGB", (8, 8), "red").save(folder / name, format=form)
+
+    def cut(name, share):
+        """The beginning of an honest file with 4 noisy frames, or one."""
+        def write(folder):
+            frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+            if name == "a.npz":
+                save_video(folder / name, torch.rand(1, 3, 5, 32, 32) * 2 - 1, ["x"])
+            else:
+                first, *more = map(Image.fromarray, frames)
+                first.save(folder / name, **({"save_all": True, "append_images": more} if "gif" in name else {}))
+            data = (folder / name).read_bytes()
+            (folder / name).write_bytes(data[: int(share * len(data))])
+        return write
 
     def bomb(folder):
         with zipfile.ZipFile(folder / "a.npz", "w", zipfile.ZIP_DEFLATED) as file:
@@ -593,7 +609,10 @@ def test_hostile_pictures(tmp_path, capsys):
              "no frames": lambda folder: np.savez(folder / "a.npz", x=np.ones(3)),
              "floats": lambda folder: np.savez(folder / "a.npz", frames=np.ones((1, 2, 8, 8, 3))),
              "empty": lambda folder: (folder / "a.gif").write_bytes(b""),
-             **{form: of(form) for form in ("BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")}}
+             **{form: of(form) for form in ("BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")},
+             **{f"{name} cut at {share:.0%}": cut(name, share) for name in ("a.png", "a.jpg", "a.gif", "a.npz")
+                for share in (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)}}
+    assert len(files) >= 40
     for count, (name, write) in enumerate(files.items()):
         folder = tmp_path / str(count)
         folder.mkdir()
