@@ -10,13 +10,14 @@ import json
 import math
 import textwrap
 import time
+from contextlib import contextmanager
 from html import escape
 
 import torch
 import torch.nn.functional as F
 
 from minltx.evaluation.report import clips_at_once, reconstruct, table
-from minltx.files import put_in_place
+from minltx.files import clear_leftovers, put_in_place
 from minltx.toy.data import EVALUATION, describe, rng
 from minltx.video.files import draw_grid, few_colours, save_gif, to_uint8
 
@@ -51,34 +52,50 @@ class Page:
         self.captions = [describe(scene) for scene in scenes]
         self.samples, self.log = run.out / "samples", run.out / "log.jsonl"
         self.written, self.began = 0.0, (None, 0, 0.0)          # stage, step and time of the first one seen
+        self.whole = True
+        clear_leftovers(self.samples)
         self.forget_later_steps()
 
     # --- What the run calls -------------------------------------------------------------------------------
+
+    @contextmanager
+    def optional(self):
+        """Inside, what cannot be written, on a full disk for instance, is said once and does not stop the
+        training: its checkpoints matter, and they raise OSError themselves."""
+        try:
+            yield
+        except OSError as error:
+            if self.whole:
+                print(f"the page of this run is not complete: {error}", flush=True)
+            self.whole = False
 
     def step(self):
         """After a step: its line in the log, and every tenth of the stage, samples."""
         run, now = self.run, time.perf_counter()
         if self.began[0] != run.stage_name:
             self.began = run.stage_name, run.step, now
-        self.append({"stage": run.stage_name, "step": run.step, **self.numbers(),
-                     "seconds": round(run.seconds.get(run.stage_name, 0.0), 1)})
-        drawn = run.step % max(1, run.total // PARTS) == 0 or run.step == run.total
-        if drawn and run.stage.model is run.model:      # not where a process holds a part of the parameters
-            self.draw()
-        if drawn or now - self.written > REFRESH:
-            _, first, began = self.began
-            left = (run.total - run.step) * (now - began) / max(1, run.step - first)
-            self.write(f"{run.stage_name}: step {run.step} of {run.total}, "
-                       f"{minutes(left)} left in this stage")
+        with self.optional():
+            self.append({"stage": run.stage_name, "step": run.step, **self.numbers(),
+                         "seconds": round(run.seconds.get(run.stage_name, 0.0), 1)})
+            drawn = run.step % max(1, run.total // PARTS) == 0 or run.step == run.total
+            if drawn and run.stage.model is run.model:      # not where a process holds a part of the parameters
+                self.draw()
+            if drawn or now - self.written > REFRESH:
+                _, first, began = self.began
+                left = (run.total - run.step) * (now - began) / max(1, run.step - first)
+                self.write(f"{run.stage_name}: step {run.step} of {run.total}, "
+                           f"{minutes(left)} left in this stage")
 
     def say(self, status, live=True):
         """Show what the run does now; with live=False the page does not load itself again."""
-        self.write(status, live=live)
+        with self.optional():
+            self.write(status, live=live)
 
     def finish(self, report):
         """The run is over: the report's table becomes part of the page."""
-        self.append({"stage": "report", "vae": report["vae"], "dit": report["dit"]})
-        self.write("finished", table(report), live=False)
+        with self.optional():
+            self.append({"stage": "report", "vae": report["vae"], "dit": report["dit"]})
+            self.write("finished", table(report), live=False)
 
     # --- Numbers and samples ------------------------------------------------------------------------------
 
@@ -109,7 +126,7 @@ class Page:
 
     def drawn(self):
         """The files with samples, in the order in which they were drawn."""
-        return sorted(self.samples.glob("*-*.gif"), key=lambda p: (stage_and_step(p)[0] != "vae", p.name))
+        return sorted(self.samples.glob("[!.]*-*.gif"), key=lambda p: (stage_and_step(p)[0] != "vae", p.name))
 
     @torch.no_grad()
     def draw(self):

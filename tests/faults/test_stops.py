@@ -25,6 +25,7 @@ import minltx.files
 import train_tiny
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+PAGE = {"index.html", "log.jsonl", "samples"}       # what one watches: it may be incomplete
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,7 +172,7 @@ def test_forty_errors_of_the_disk(whole, small, tmp_path, capsys):
             resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
             with at_write(choose.randrange(14) if errors < 40 else 10**6, fail):
                 try:
-                    result = run(out, *resume)
+                    run(out, *resume)
                     failed = False
                 except SystemExit as stop:
                     assert stop.code == 2
@@ -179,7 +180,7 @@ def test_forty_errors_of_the_disk(whole, small, tmp_path, capsys):
                     line = our_line(capsys)
                     assert "Input/output error" in line and str(out) in line
                     assert not leftovers(out)
-        check_equal(out, result, whole)
+        check_equal(out, report_in(out), whole)
     with capsys.disabled():
         print(f"\n{errors} errors in {runs} runs, all ended bit-equal")
 
@@ -203,7 +204,7 @@ def test_a_full_disk(whole, small, tmp_path, capsys):
             run(disk / "run")
         line = our_line(capsys)
         assert stop.value.code == 2 and "No space left on device" in line and "checkpoint.pt" in line
-        assert [path.name for path in (disk / "run").iterdir()] == ["checkpoint.pt"]
+        assert {path.name for path in (disk / "run").iterdir()} - PAGE == {"checkpoint.pt"}
         shutil.copytree(disk / "run", out)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -222,7 +223,7 @@ def test_a_full_disk_at_a_picture(whole, small, tmp_path, monkeypatch, capsys):
         run(tmp_path / "run")
     line = our_line(capsys)
     assert stop.value.code == 2 and line.count("No space left on device") == 2 and "samples.gif" in line
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+    assert {path.name for path in (tmp_path / "run").iterdir()} - PAGE == {
         "checkpoint.pt", "model.pt", "report.json", "curves.png"}
 
 
