@@ -67,8 +67,9 @@ def shift_with(formula):
 
 
 def field(z, t):
-    """A velocity that depends on place and time, so that every error in Euler's method shows."""
-    return torch.sin(3 * z) + t[:, None]
+    """A velocity that depends on place and time, so that every error in Euler's method shows. It needs one
+    time per sample."""
+    return torch.sin(3 * z) + torch.cat([z, t[:, None]], dim=1)[:, -1:]
 
 
 def euler_with(step):
@@ -256,7 +257,7 @@ A2 = {
                       (0, 1, 5, 3, 2, 4, 6)),
         "a mean loses pixels; patchify keeps every number":
             lambda x, p: F.avg_pool3d(x, (1, p, p)).repeat(1, p * p, 1, 1, 1)}, (0,)),
-    "A2.2": Check("latent_frames", 1, latent_frames, lambda g: [(1,), (9,), (17,), (97,), (121,)], {
+    "A2.2": Check("latent_frames", 1, latent_frames, lambda g: [(n,) for n in (1, 9, 17, 97, 121, 1001)], {
         "the first frame has a latent frame of its own: 8k+1 frames make k+1": lambda frames: frames // 8,
         "one too many: one for the first frame, one for every 8 more": lambda frames: (frames - 1) // 8 + 2,
         "it must be a whole number: subtract the first frame, divide, add 1": lambda frames: frames / 8,
@@ -288,7 +289,8 @@ A2 = {
             lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-8).sqrt()}, (0,)),
     "A2.5": Check("kl_divergence", 2, losses.kl_divergence, lambda g: [
         (normal(g, B, C, *size), normal(g, B, channels, *size))
-        for B, C, channels, size in ((2, 4, 4, (2, 2, 2)), (1, 3, 3, (1, 1, 1)), (2, 4, 1, (1, 2, 3)))], {
+        for B, C, channels, size in ((2, 4, 4, (2, 2, 2)), (1, 3, 3, (1, 1, 1)), (2, 4, 1, (1, 2, 3)))] + [
+        (normal(g, 1, 2, 1, 1, 2), torch.tensor([5.0, -7.0]).repeat(2).view(1, 2, 1, 1, 2))], {
         "a divergence is never negative": lambda m, lv: -0.5 * (m.square() + lv.exp() - 1 - lv).mean(),
         "logvar is already the log of the variance: use exp(logvar), not its square":
             lambda m, lv: 0.5 * (m.square() + (2 * lv).exp() - 1 - 2 * lv).mean(),
@@ -508,7 +510,8 @@ A3 = {
 
 def strengths(g):
     return [(0.6, torch.tensor([1.0, 0.5, 0.2, 0.0, 0.4]).reshape(1, 5, 1).repeat(2, 1, 1)),
-            (0.3, uniform(g, 1, 6, 1)), (1.0, torch.zeros(3, 2, 1)), (0.25, torch.ones(1, 1, 1))]
+            (0.3, uniform(g, 1, 6, 1)), (1.0, torch.zeros(3, 2, 1)), (0.25, torch.ones(1, 1, 1)),
+            (0.60005, torch.tensor([[[0.4], [0.0]]]))]
 
 
 def per_token(z, t):
@@ -516,12 +519,17 @@ def per_token(z, t):
     return torch.cos(2 * z) + z.mean(1, keepdim=True) - t[..., None] - t.mean(-1)[..., None, None]
 
 
+def per_token_strictly(z, t):
+    """The same, for times of exactly the shape (B, N)."""
+    return per_token(z, torch.cat([z, t[..., None]], dim=-1)[..., -1])
+
+
 def schedules(g):
     """Schedules that do not contain t, contain it, and contain it except for rounding; one that neither
-    starts at 1 nor ends at 0; a t below all times but the last."""
+    starts at 1 nor ends at 0; a t below all times but the last; a t below all times."""
     even = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
     return [(flow.shifted_schedule(8, 2304), 0.6), (even, 0.5), (even - 3e-8, 0.25),
-            (torch.tensor([0.8, 0.6, 0.449, 0.1]), 0.45), (even, 0.1)]
+            (torch.tensor([0.8, 0.6, 0.449, 0.1]), 0.45), (even, 0.1), (torch.tensor([1.0, 0.5, 0.3]), 0.2)]
 
 
 def tokens_and_strengths(g):
@@ -575,14 +583,15 @@ def whole(t, given):
 def clips_with_pictures(g):
     """Tokens of which some are given; none in the second."""
     given = torch.tensor([[1, 1, 0, 0, 0], [1, 0, 0, 0, 1]], dtype=torch.float32)[..., None]
-    return [(per_token, normal(g, *x.shape[:2], 3), normal(g, *x.shape[:2], 3), uniform(g, len(x)), x)
+    return [(per_token_strictly, *normal(g, 2, *x.shape[:2], 3), uniform(g, len(x)), x)
             for x in (given, torch.zeros(1, 4, 1), given[1:])]
 
 
 A4 = {
     "A4.1": Check("classifier_free_guidance", 2, sampler.classifier_free_guidance,
                   lambda g: [(normal(g, *shape), normal(g, *shape), scale)
-                             for shape, scale in (((2, 4, 3), 3.0), ((1, 1, 2), 1.0), ((1, 3, 1), 0.0))], {
+                             for shape, scale in (((2, 4, 3), 3.0), ((1, 1, 2), 1.0), ((1, 3, 1), 0.0),
+                                                  ((2, 1, 1), 12.0))], {
         "a scale of 1 must give v_text itself: start from v_null": lambda v0, v1, s: v1 + s * (v1 - v0),
         "that steers away from the caption: use v_text - v_null": lambda v0, v1, s: v0 + s * (v0 - v1),
         "that is an average; guidance goes past the caption": lambda v0, v1, s: (v0 + s * v1) / (1 + s),
@@ -735,7 +744,8 @@ A5 = {
             interval_with(count=lambda n: 1),
         "divide by the root of n, not by n": interval_with(count=lambda n: n)}),
     "A5.2": Check("holm", 2, holm, lambda g: [
-        (uniform(g, 5).mul(0.06).tolist(),), ([0.04, 0.01, 0.03, 0.011],), ([0.2],), ([0.9, 0.8],), ([],)], {
+        (uniform(g, 5).mul(0.06).tolist(),), ([0.04, 0.01, 0.03, 0.011],), ([0.2],), ([0.9, 0.8],), ([],),
+        ([0.01, 0.03, 0.01],)], {
         "that is Bonferroni: only the smallest p is multiplied by n, the next by n - 1":
             holm_with(lambda rank, n: n, monotone=False),
         "a larger p must not become smaller than the one before it: keep the largest so far":
@@ -748,7 +758,7 @@ A5 = {
         "p values are not corrected": lambda p: list(p)}),
     "A5.3": Check("decide", 1, decide, lambda g: [
         (0.5, 2.0, True), (0.5, 2.0, False), (-2.0, -0.5, True), (-2.0, -0.5, False), (-1.0, 3.0, True),
-        (-3.0, 1.0, False), (0.0, 1.0, True)], {
+        (-3.0, 1.0, False), (0.0, 1.0, True), (-1.0, 0.0, True), (0.0, 1.0, False), (-1.0, 0.0, False)], {
         "where less is better, a negative difference is the good one": lambda a, b, more: decide(a, b, True),
         "both ends must be on one side of 0":
             lambda a, b, more: "holds" if (a + b > 0) == more else "does not",
@@ -757,7 +767,7 @@ A5 = {
         "an interval that ends at 0 contains 0":
             lambda a, b, more: decide(a or 1e-9, b, more)}),
     "A5.4": Check("seeds_needed", 2, seeds_needed, lambda g: [
-        (1.0, 1.3), (2.0, 1.0), (0.5, 4.5), (1.0, 0.48), (1.0, 0.1), (3.0, 3.0)], {
+        (1.0, 1.3), (2.0, 1.0), (0.5, 4.5), (1.0, 0.48), (1.0, 0.1), (3.0, 3.0), (2.0, 3.182), (0.0, 0.0)], {
         "nothing is repaired yet": seeds_with(lambda n: T975[n], lambda n: n),
         "one error is left: how many degrees of freedom do n seeds leave?": seeds_with(lambda n: T975[n]),
         "one error is left: the mean's spread falls with the root of n": seeds_with(root=lambda n: n),
