@@ -34,7 +34,8 @@ def options():
     parser = Parser(prog="sample.py", description=__doc__)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True).add_argument
-    what("prompts", nargs="*", default=[], type=str, metavar="PROMPT")      # "" is the null caption
+    what("prompts", nargs="*", default=[], type=str, metavar="PROMPT",
+         help='a caption; "" is the null caption, which leaves everything open')
     what("--words", action="store_true", help="print the words that the model knows, instead of sampling")
     add("--out", type=new_file(*ENDINGS), default="sample.gif",
         help="a name that ends in .gif, .png (sheet), .npz or .mp4 (default: %(default)s)")

@@ -171,6 +171,8 @@ OTHERS = {
         "--model x.pt --shared-budget 1": "--model and --shared-budget are two ways to a shared model",
         "--all": "--all is all switches: leave out the names, or --all",
         "nothing": "'nothing' is not a switch: use ", "rope=new": "rope has no level 'new': use ",
+        "rope=none,none": "rope has the level none twice",
+        "loss.dwt=0.1,0.1": "loss.dwt has the level 0.1 twice",
         "optimizer=sgd,muon": "optimizer is 'sgd': use 'muon' or 'adamw'",
         "optimizer=sgd": "'optimizer=sgd' is not a switch", "model=1,2": "model is 1: use ModelConfig",
         "depth=null,1": "'depth' is not a setting",

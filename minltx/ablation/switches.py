@@ -149,6 +149,9 @@ def parse_switch(text):
     """
     name, _, levels = text.partition("=")
     wanted = [part for part in levels.split(",") if part]
+    for level in wanted:
+        if wanted.count(level) > 1:
+            raise ValueError(f"{name} has the level {level} twice: name different levels")
     if own := re.fullmatch(r"(.+\.py):([\w,]*)", text):
         return Path(own[1]).stem, switch_of_file(own[1], own[2].split(","))
     if name in SWITCHES:

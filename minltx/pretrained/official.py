@@ -186,8 +186,8 @@ def read_header(path, release=None):
     if "config" not in header and release is not None:
         return RELEASES[release]
     if "config" not in header:
-        raise ValueError(f"{path} does not say what it is (its header has no config): load it with "
-                         f"release=, one of {', '.join(RELEASES)}")
+        raise ValueError(f"{path} does not say what it is (its header has no config): name its "
+                         f"release (--release, release=), one of {', '.join(RELEASES)}")
     own = header.get("minltx")
     header = Fields(store.parse_json(header["config"], f"the config in the header of {path}"), "the header")
     vae = read_vae(header.get("vae"))

@@ -167,6 +167,8 @@ def read_frames(path):
     try:
         for frame in frames_of(path):
             yield frame
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError("is not a file: name a picture or a video") from None
     except Exception as error:    # the readers fail in many ways on a broken file
         raise ValueError(f"cannot be read to its end ({type(error).__name__}: {error}): make or copy it "
                          "again, as mp4, GIF, PNG or JPEG with 8 bits per colour") from None
