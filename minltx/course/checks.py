@@ -219,7 +219,7 @@ def is_own(task, file, name):
         return True
     if task.startswith("A5.") and path.parent.name == "ablation":
         return True
-    return path.name == "questions.py" and name not in ("field", "per_token")
+    return path.name == "questions.py" and name not in ("field", "per_token", "per_token_strictly")
 
 
 @contextmanager
