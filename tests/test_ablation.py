@@ -269,6 +269,7 @@ def test_the_whole_cost_is_said_before_anything_is_trained(small, tmp_path, monk
     assert "no verdicts" in cost.announce({"x": 60.0}, 1, 2, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vae", "decoder", "dit", "both"])
 def test_the_rest_of_a_run_is_measured(small, stage):
     encoding, judging = cost.seconds_of_the_rest(stage, draw_digits(50, 0), 4)
@@ -405,6 +406,7 @@ def test_the_tables_explain_their_signs(tmp_path):
     assert [line["seeds"] for line in verdicts.collect(tmp_path, rows)] == [4, 2]
 
 
+@pytest.mark.slow
 # --- Runs -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("stage, changes, at", [
@@ -436,6 +438,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(small, tmp_path, monke
     assert cut["judge"] == runner.JUDGE
 
 
+@pytest.mark.slow
 def test_a_new_decoder_is_trained_for_the_shared_encoder(small, tmp_path, monkeypatch):
     """Also an unconditioned one; all levels decode the same latents, and everything else stays as it is."""
     monkeypatch.setattr(runner, "flops", lambda idea, stage, digits: 1.0)

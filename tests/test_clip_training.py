@@ -145,6 +145,7 @@ def test_buckets_are_trained_in_turn(folder, tmp_path):
     assert result["vae"]["clips"] > 0
 
 
+@pytest.mark.slow
 def test_latents_are_kept_and_taken_again(folder, tmp_path, monkeypatch, capsys):
     """With the file nothing is encoded again, and the run is the same; another autoencoder refuses it."""
     file, calls, original = tmp_path / "latents.pt", [], latents.encode_clips

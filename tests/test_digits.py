@@ -196,6 +196,7 @@ def test_the_shipped_classifier_is_used_only_where_it_reads_the_digits(held_out,
     assert digits.classifier_for(mirrored) == "trained" and trained == [mirrored]
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_digits_and_what_is_none(held_out):
     """In a few steps; and of spoilt frames it says so more often than of whole ones."""
     data = MovingDigits(*draw_digits(1000, 0), CONFIG)

@@ -32,6 +32,7 @@ def started(tmp_path, monkeypatch):
     return commands
 
 
+@pytest.mark.slow
 def test_the_shipped_model_is_verified_by_the_judge(monkeypatch):
     """On few prompts: it has every figure that the rules need, and its colours and directions are right."""
     from minltx.evaluation import report
