@@ -78,7 +78,7 @@ class Page:
             self.append({"stage": run.stage_name, "step": run.step, **self.numbers(),
                          "seconds": round(run.seconds.get(run.stage_name, 0.0), 1)})
             drawn = run.step % max(1, run.total // PARTS) == 0 or run.step == run.total
-            if drawn and run.stage.model is run.model:      # not where a process holds a part of the parameters
+            if drawn and run.stage.model is run.model:      # not where parameters are cut into shards
                 self.draw()
             if drawn or now - self.written > REFRESH:
                 _, first, began = self.began
