@@ -157,6 +157,22 @@ def train(out, options, stop_after=None):
         return training.main(["--out", str(out), "--prompts", "2", *options])
 
 
+def spoiled_at(call, original):
+    """A function like `original` whose result is spoiled at its call number `call`, counted from 0: the first
+    number of its video or of its batch's latent is NaN."""
+    calls = []
+
+    def function(*args, **kwargs):
+        result = original(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == call + 1:
+            x = result if torch.is_tensor(result) else result.latent
+            x[(0,) * x.ndim] = float("nan")
+        return result
+
+    return function
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()

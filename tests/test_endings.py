@@ -5,7 +5,7 @@ import re
 import signal
 
 import pytest
-import torch
+from several_processes import spoiled_at
 from test_training import SMALL, check_equal, run, small, whole  # noqa: F401: small and whole are fixtures
 
 from minltx.toy.data import MovingDigits, draw_digits
@@ -13,22 +13,6 @@ from minltx.toy.model import ToyModel, read_checkpoint
 from minltx.training import loops
 from minltx.training.endings import Diverged
 from minltx.training.run import Run
-
-
-def spoiled_at(call, original):
-    """A function like `original` whose result is spoiled at its call number `call`, counted from 0: the first
-    number of its video or of its batch's latent is NaN."""
-    calls = []
-
-    def function(*args, **kwargs):
-        result = original(*args, **kwargs)
-        calls.append(1)
-        if len(calls) == call + 1:
-            x = result if torch.is_tensor(result) else result.latent
-            x[(0,) * x.ndim] = float("nan")
-        return result
-
-    return function
 
 
 @pytest.mark.parametrize("name, step, says", [

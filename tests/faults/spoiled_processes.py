@@ -20,21 +20,6 @@ from minltx.training import loops    # noqa: E402
 BATCH = {"vae": "short_clips", "dit": "batch_of_latents"}
 
 
-def spoiled_at(call, original):
-    """A function like `original`, the first number of whose result number `call`, from 0, is NaN."""
-    calls = []
-
-    def function(*args, **how):
-        result = original(*args, **how)
-        calls.append(1)
-        if len(calls) == call + 1:
-            x = result if torch.is_tensor(result) else result.latent
-            x[(0,) * x.ndim] = float("nan")
-        return result
-
-    return function
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
@@ -44,5 +29,5 @@ if __name__ == "__main__":
     args, options = parser.parse_known_args()
     name = BATCH[args.stage]
     at = args.at if os.environ["RANK"] == "1" else 10**9
-    with mock.patch.object(loops, name, spoiled_at(at, getattr(loops, name))):
+    with mock.patch.object(loops, name, several_processes.spoiled_at(at, getattr(loops, name))):
         several_processes.train(args.out, options)

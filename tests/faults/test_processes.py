@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import several_processes
 import torch
-from spoiled_processes import spoiled_at
+from several_processes import spoiled_at
 from test_training import run, small  # noqa: F401: small is a fixture
 
 from minltx.toy.model import read_checkpoint
