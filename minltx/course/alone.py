@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 LINUX = sys.platform == "linux"
@@ -24,7 +25,7 @@ def run_alone(function, arguments, seconds):
     Raises RuntimeError with the reason if there is no result: an exception, a crash, or more than so many
     seconds. Afterwards no process is left that the call started.
     """
-    context = multiprocessing.get_context("fork" if LINUX else "spawn")     # fork imports nothing again
+    context = new_processes()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=answer, args=(sender, function, arguments))
     if LINUX:
@@ -45,6 +46,20 @@ def run_alone(function, arguments, seconds):
     if error:
         raise RuntimeError(error)
     return result
+
+
+def new_processes():
+    """How the process of a call is started.
+
+    Never as a copy of this one: OpenMP's threads are not copied, and the copy would wait for them for ever. On
+    Linux it is a copy of a server that has imported the grader and computed nothing, which costs no time.
+    """
+    if not LINUX:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["minltx.course.submission"])
+    forkserver.ensure_running()             # before `descendants` is asked: it is no process of a submission
+    return context
 
 
 def answer(sender, function, arguments):
