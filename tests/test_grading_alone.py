@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ nbformat = pytest.importorskip("nbformat")
 from minltx.course import __main__ as course    # noqa: E402
 from minltx.course.alone import descendants, run_alone    # noqa: E402
 
+ROOT = Path(__file__).parents[1]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 EMPTY = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 DETACHED = """
@@ -122,6 +124,16 @@ def test_files_that_are_hardly_notebooks_get_a_note_each(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "grades.json").read_text()) == results
     assert len((tmp_path / "out" / "grades.csv").read_text().splitlines()) == len(results) + 1
     assert "larger than 50 MiB" in capsys.readouterr().out
+
+
+def test_the_command_finds_the_function_that_grades_in_its_processes(tmp_path):
+    """As a command the module is called __main__, which these processes do not import."""
+    (tmp_path / "A1.ipynb").write_text("{")
+    done = subprocess.run([sys.executable, "-m", "minltx.course", "grade", str(tmp_path), "--out",
+                           str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    result, = json.loads((tmp_path / "out" / "grades.json").read_text())
+    assert result["notes"] == [f"{tmp_path / 'A1.ipynb'} is not a Jupyter notebook"]
 
 
 def test_grades_are_written_as_they_come(tmp_path, monkeypatch):
