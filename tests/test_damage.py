@@ -2,6 +2,7 @@
 
 A few of each kind; `tests/faults` has hundreds."""
 
+import copy
 import os
 import random
 import zipfile
@@ -9,6 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
+from equality import same
 
 from minltx.files import check_zip, clear_leftovers, put_in_place, read_torch, write_torch
 from minltx.toy import load_toy
@@ -26,15 +28,15 @@ def flip(path, bit, target):
     return target
 
 
-def same(a, b):
-    """Whether two values out of files are equal, tensors bit for bit."""
-    if torch.is_tensor(a):
-        return torch.is_tensor(b) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and (a == b or a != a)
+def test_values_are_the_same_if_their_bits_are():
+    nan = float("nan")
+    for value in (torch.tensor([nan, 0.0]), torch.tensor(1), torch.tensor(True), torch.ones(2, 3).t(), nan,
+                  0.0, "a", {"x": [1, (nan, None)]}):
+        assert same(value, copy.deepcopy(value))
+    for a, b in ((torch.zeros(2), -torch.zeros(2)), (0.0, -0.0), (nan, 0.0), (1, True), (1, 1.0),
+                 (torch.ones(2), torch.ones(2, 1)), (torch.ones(2), torch.ones(2).double()),
+                 ({"x": 1}, {"y": 1}), ([1], (1,)), ([1], [1, 1])):
+        assert not same(a, b)
 
 
 def test_every_flipped_bit_is_noticed_or_outside_of_the_content(tmp_path):

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import several_processes
 import torch
+from equality import same
 from PIL import Image
 
 from minltx.files import read_torch, write_torch
@@ -160,17 +161,6 @@ def memory(name):
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-def same(a, b):
-    """Whether two values out of files are equal, tensors bit for bit."""
-    if torch.is_tensor(a):
-        return torch.is_tensor(b) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and a == b
 
 
 def test_a_hundred_flipped_bits(honest, capsys):
