@@ -75,7 +75,7 @@ def options():
 def sides(text):
     """"32" -> (32,), "32x48" -> (32, 48)."""
     names = ("height", "width") if "x" in text.lower() else ("side",)
-    return parse_sizes(text, names, "32 or 32x48")
+    return parse_sizes(text, names, "32 or 32x48", 12)        # what does not fit is said in GiB
 
 
 def check_options(args):
@@ -93,7 +93,9 @@ def check_options(args):
 def load_model(args, device):
     """The toy or the released model, ready for these prompts; both generate(prompts, seeds, ...)."""
     if args.weights:
-        model = released.load(args, device, HALO if args.halo is None else args.halo)
+        from minltx.bench.forecast import announce_time
+
+        model = released.load(args, device, HALO if args.halo is None else args.halo, announce_time)
     else:
         model = load_toy(args.checkpoint).to(device)
         model.check(args.prompts)
@@ -104,14 +106,17 @@ def progress_bar(steps):
     return tqdm(steps, desc="sampling", disable=None)
 
 
-def check_size(model, args, size):
-    """Raises ValueError if a large video does not fit in memory; tells if it takes long."""
-    defaults = model.sampling_defaults()
-    if math.prod(size) > 4 * math.prod(defaults["size"]):
-        from minltx.bench.forecast import check_sampling       # it takes seconds to estimate
+def check_size(model, args, size, how):
+    """Raises ValueError if a large video does not fit in memory; prints how long it takes, if long."""
+    own = getattr(model, "model", model)                   # of released weights, the model without prompts
+    if math.prod(size) > 4 * math.prod(model.sampling_defaults()["size"]):
+        from minltx.bench.forecast import announce_time, check_memory      # it takes seconds to estimate
 
-        dit, clips = getattr(model, "model", model).dit, 1 if args.weights else min(BATCH, len(args.prompts))
-        check_sampling(dit, model.vae, size, clips, args.steps or defaults["steps"], args.tiles)
+        weight, clips = own.dit.proj_out.weight, 1 if args.weights else min(BATCH, len(args.prompts))
+        check_memory(own.dit.config, own.vae.config, size, clips, weight.device, args.tiles)
+        sampling = own.sampling(size, **how)
+        evaluations = (len(sampling.schedule) - 1) * (1 + (sampling.guidance.cfg > 1))
+        announce_time(own.dit.config, size, clips, evaluations, weight.device, weight.dtype)
 
 
 def sample(args):
@@ -126,17 +131,18 @@ def sample(args):
     names = ("steps", "guidance", "stg", "fps", "decode_t", "decode_noise")
     how = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     vae.latent_shape(*size)                                   # raises ValueError before files are read
-    check_size(model, args, size)
-    how["conditions"] = load_given(([[args.image, "0"]] if args.image else []) + args.given, *size[1:],
-                                   released.preparation(args))
+    if not args.weights:
+        check_size(model, args, size, how)                    # of released weights, before they were loaded
+    given, start = ([[args.image, "0"]] if args.image else []) + args.given, None
+    conditions = load_given(given, *size[1:], released.preparation(args))
     if args.start:
-        how["start"] = load_clip(args.start, *size[1:], released.preparation(args, resize=True))
+        start = load_clip(args.start, *size[1:], released.preparation(args, resize=True))
         how["change"] = CHANGE if args.change is None else args.change
-        frames = how["start"].shape[2]
+        frames = start.shape[2]
         if args.frames not in (None, frames):
             raise ValueError(f"{args.start} has {frames} frames, not {args.frames}: leave out --frames")
         size = (frames, *size[1:])
-        check_size(model, args, size)
+        check_size(model, args, size, how)
     grid = vae.latent_shape(*size)[1:]
     if args.tiles:
         halo = HALO if args.halo is None else args.halo
@@ -147,7 +153,7 @@ def sample(args):
     seeds, videos, each = [args.seed + i for i in range(len(args.prompts))], [], 1 if args.weights else BATCH
     for i in range(0, len(seeds), each):
         videos.append(model.generate(args.prompts[i : i + each], seeds[i : i + each], size=size,
-                                     progress=progress_bar, **how))
+                                     conditions=conditions, start=start, progress=progress_bar, **how))
     save_video(args.out, torch.cat(videos), None if args.plain else args.prompts, args.fps or defaults["fps"])
     print(f"{args.out}: {len(seeds)} of {size[0]} frames, {size[1]}x{size[2]}")
 

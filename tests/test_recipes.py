@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minltx.bench import forecast
 from minltx.dit import DiT, DiTConfig
 from minltx.fast_cpu import accelerate
 
@@ -94,7 +95,8 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(DiT, "forward_tokens", counted)
     monkeypatch.setattr("sample.accelerate", lambda model: model)
-    monkeypatch.setattr(plan, "live_bytes", lambda *args, **how: 0)           # its own calls are not sampling
+    for place, name in ((plan, "live_bytes"), (forecast, "announce_time")):   # their calls are not sampling
+        monkeypatch.setattr(place, name, lambda *args, **how: 0)
     return seen
 
 
@@ -143,6 +145,28 @@ def test_one_pass_and_what_two_passes_need(tmp_path, calls, capsys):
                             "64x96", "--out", str(tmp_path / "b.npz"), *options]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert says in error, error
+
+
+def test_memory_and_time_are_told_before_weights_are_loaded(tmp_path, monkeypatch, capsys):
+    """A device without memory, then one that takes for ever: neither gets as far as the weights."""
+    path = publish("0.9.6-distilled", tmp_path)
+    how = ["a storm", "--weights", str(path), "--text", str(tmp_path / "words.safetensors"), "--frames", "9",
+           "--size", "64x96", "--out", str(tmp_path / "a.npz"), "--device", "cpu"]
+
+    def load(*args, **more):
+        raise ValueError("loaded")
+
+    monkeypatch.setattr("minltx.pretrained.prompts.load_pretrained", load)
+    monkeypatch.setattr(forecast, "matmul_peak", lambda *args: 1.0)
+    assert code_of(how) == 2
+    shown = capsys.readouterr()
+    assert "1 video of 9x64x96: the transformer alone needs at least " in shown.out and "loaded" in shown.err
+    for place in ("minltx.pretrained.plan", "minltx.pretrained.options"):
+        monkeypatch.setattr(f"{place}.device_memory", lambda device: 2**20)
+    assert code_of(how) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("sample.py: a video of 9x64x96: the ") and line.endswith(
+        "GiB of memory, and the device has 0.0 GiB: use --offload or a smaller --size, or --tiles")
 
 
 # --- Float8 -----------------------------------------------------------------------------------------------

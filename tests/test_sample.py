@@ -4,6 +4,7 @@ every mistake."""
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import torch
 from PIL import Image
 
 import sample
+from minltx.bench import forecast
+from minltx.bench.timing import peak_memory
 from minltx.evaluation import digits, metrics
 from minltx.files import put_in_place
 from minltx.toy import load_toy
@@ -248,6 +251,26 @@ def test_every_mistake_gets_one_line_and_exit_code_2(tmp_path, capsys, monkeypat
     error = capsys.readouterr().err.strip()
     assert code == 2 and says in error and "\n" not in error
     assert set(tmp_path.iterdir()) == before
+
+
+def test_large_videos_are_refused_or_announced_without_making_them(monkeypatch, capsys):
+    """In seconds of one core and little memory, on a device with 24 GiB and 100 GFLOP/s."""
+    monkeypatch.setattr(forecast, "device_memory", lambda device: 24 * 2**30)
+    monkeypatch.setattr(forecast, "matmul_peak", lambda *how: 1e11)
+    config, cpu, began = load_toy().config, torch.device("cpu"), time.process_time()
+
+    def ask():
+        with pytest.raises(ValueError, match="^1 video of 17x4096x4096: this needs 3. GiB of memory, and the "
+                                             "device has 24 GiB: use less at once$"):
+            forecast.check_memory(config.dit, config.vae, (17, 4096, 4096), 1, cpu)
+        forecast.check_memory(config.dit, config.vae, (4001, 32, 32), 1, cpu)
+        forecast.announce_time(config.dit, (4001, 32, 32), 1, 40, cpu, torch.float32)
+
+    before = peak_memory(lambda: None, cpu)
+    after = peak_memory(ask, cpu)
+    assert "1 video of 4001x32x32: the transformer alone needs at least " in capsys.readouterr().out
+    assert time.process_time() - began < 10
+    assert before is None or after - before < 2**28
 
 
 def test_mp4_without_its_package_says_what_to_install(tmp_path, monkeypatch, capsys):

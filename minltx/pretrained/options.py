@@ -41,21 +41,37 @@ def preparation(args, resize=False):
     return lambda image, height, width: as_released(image, height, width, resize)
 
 
-def load(args, device, halo):
-    """The released model for these prompts; its memory is printed first. args.tiles is set if the video
-    would not fit on the device otherwise; halo is that of tiles."""
+def load(args, device, halo, announce_time):
+    """The released model for these prompts. Raises ValueError, before it is loaded, if the device has less
+    memory than it needs; otherwise prints that memory, and calls announce_time(the transformer's config,
+    size, clips, evaluations, device, dtype), unless the size is that of a clip that is read later. args.tiles
+    is set if the video would not fit on the device otherwise; halo is that of tiles."""
     from minltx.pretrained.prompts import load_prompted
 
     dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     if Path(args.weights).exists() and (args.text or args.t5):
-        plan_memory(args, device, dtype, halo)
+        config, size = plan_memory(args, device, dtype, halo)
+        if not args.start:
+            count = evaluations(config.sampling, args.steps, args.guidance, args.stg, args.upsampler)
+            announce_time(config.dit, size, 1, count, device, dtype)
     return load_prompted(args.weights, args.prompts, args.text, args.t5, args.negative, dtype=dtype,
                          device=device, release=args.release, upsampler=args.upsampler,
                          one_pass=args.one_pass, offload=args.offload)
 
 
+def evaluations(sampling, steps=None, guidance=None, stg=None, upsampler=None):
+    """How often the transformer runs at full size for a video, at least: with an upsampler that is the second
+    pass. sampling is a `SamplingConfig`; None: as released."""
+    two = upsampler and sampling.second
+    last = sampling.second if two else sampling.one_pass()
+    guidance = last.guidance.scaled(guidance, stg)
+    each = min(1 + (part.cfg > 1) + (part.stg > 0) for part in getattr(guidance, "parts", [guidance]))
+    return each * (len(last.schedule_of(None if two else steps)) - 1)
+
+
 def plan_memory(args, device, dtype, halo):
-    """Print the estimate, and choose tiles if the decoder would exceed the device's memory."""
+    """Print the estimate, and choose tiles if the decoder would exceed the device's memory -> the release's
+    config, the size. Raises ValueError if the device has less memory than that needs."""
     from minltx.pretrained import plan
     from minltx.pretrained.releases import RELEASES, release_of
     from minltx.pretrained.upsampler import read_upsampler
@@ -73,8 +89,11 @@ def plan_memory(args, device, dtype, halo):
         if args.tiles:
             print(f"decoding in tiles of {'x'.join(map(str, args.tiles))} latents, to fit into memory")
     found = plan.estimate(*how, args.tiles, halo)
+    if more := plan.excess(found, device, args.offload):
+        raise ValueError(f"a video of {'x'.join(map(str, size))}: {more}")
     lines = plan.lines(found, size, device, args.offload, args.t5, dtype)
     known = args.release or release_of(Path(args.weights).resolve(), config.dit, config.vae)
     if known and RELEASES[known].sampling.guidance == config.sampling.guidance:
         lines.append(f"sampling as release {known}")
     print("\n".join(lines))
+    return config, size

@@ -69,7 +69,7 @@ def activations(config, size, dtype=torch.float32, upsampler=None, tiles=None, h
     are decoded with their halo, one after the other.
     """
     def one_block():
-        return DiT(replace(config.dit, depth=1))            # without gradients, a block leaves nothing behind
+        return DiT(replace(config.dit, depth=1))            # without gradients a block keeps nothing
 
     def run(dit, tokens, t, where, text, mask):
         dit.forward_tokens(tokens.repeat(batch, 1, 1), t, where, text, mask).float()
@@ -128,15 +128,22 @@ def fitting_tiles(config, size, dtype, upsampler, offload, limit, halo):
     return TILES[-1]
 
 
+def excess(found, device, offload=False):
+    """What of an estimate is more than the device has, with what helps; "" if it fits."""
+    phase, limit = max(found, key=found.get), device_memory(device)
+    if limit is None or found[phase] <= limit:
+        return ""
+    help_ = "a smaller --size" if offload else "--offload or a smaller --size"
+    return (f"the {phase} needs {found[phase] / GIB:,.2f} GiB of memory, and the device has "
+            f"{limit / GIB:.1f} GiB: use {help_}, or --tiles")
+
+
 def lines(found, size, device, offload=False, t5=False, dtype=torch.float32):
     """An estimate as lines for a terminal, with what helps if it is more than the device has."""
-    phase, limit = max(found, key=found.get), device_memory(device)
+    phase, more = max(found, key=found.get), excess(found, device, offload)
     rows = ", ".join(f"{name} {count / GIB:.2f}" for name, count in found.items())
     text = [f"memory for {'x'.join(map(str, size))}: {found[phase] / GIB:.2f} GiB, most of it in the {phase} "
             f"(GiB per phase: {rows})"]
     if t5:
         text.append(f"memory for T5, before: {T5_PARAMETERS * dtype.itemsize / GIB:.1f} GiB")
-    if limit is not None and found[phase] > limit:
-        help_ = "a smaller --size" if offload else "--offload or a smaller --size"
-        text.append(f"that is more than the {limit / GIB:.1f} GiB of this device: use {help_}, or --tiles")
-    return text
+    return text + [more] * bool(more)
