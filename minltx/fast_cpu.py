@@ -49,7 +49,7 @@ def fast_rms_norm(x, eps=1e-6):
 
 
 class FastRMSNorm(RMSNorm):
-    """`fast_rms_norm`, and the weight in place: a new tensor of this size arrives page by page."""
+    """`fast_rms_norm`, and the weight in place: the memory of a new tensor is mapped page by page."""
 
     def forward(self, x):
         return fast_rms_norm(x, self.eps).mul_(self.weight) if can_be_fast(x) else super().forward(x)

@@ -22,7 +22,7 @@ def whole(name, value, low, high=2**31):
 
 
 def number(name, value, low, high):
-    """A number from low to high; NaN is none."""
+    """A number from low to high, not NaN."""
     known = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     require(known, name, value, f"a number from {low} to {high}")
 

@@ -2,7 +2,7 @@
 
 OpenMP's threads spin while they wait for each other. On a computer with another busy program that makes
 training ten times slower. Here they sleep after a short spin: as fast when nothing else runs, three times
-slower beside a busy core. A value of the user's own stays.
+slower next to a busy core. A value of the user's own stays.
 """
 
 import os

@@ -27,7 +27,7 @@ CLAIMS_LEGEND = f"""*Better by*: the difference paired by seed, positive if it s
 {PERCENT} interval (Student's t). *p*: corrected for all {{}} comparisons of this table (Holm). **Holds**:
 p below {LUCK} and the interval above 0; **does not hold**: p below {LUCK} and the interval below 0. A claim
 that something is free *allows* a small cost, which takes the place of 0. **Cannot be told**:
-everything else; it does not mean that there is no difference. *Visible from*: a true difference of
+everything else; it is not evidence of equality. *Visible from*: a true difference of
 this size would be found by {100 * FOUND:.0f} % of such tables, if the seeds differ as much as these did."""
 
 

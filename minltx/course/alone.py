@@ -51,14 +51,14 @@ def run_alone(function, arguments, seconds):
 def new_processes():
     """How the process of a call is started.
 
-    Never as a copy of this one: OpenMP's threads are not copied, and the copy would wait for them for ever. On
+    Never as a copy of this one: OpenMP's threads are not copied, and the copy would wait for them forever. On
     Linux it is a copy of a server that has imported the grader and computed nothing, which costs no time.
     """
     if not LINUX:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["minltx.course.submission"])
-    forkserver.ensure_running()             # before `descendants` is asked: it is no process of a submission
+    forkserver.ensure_running()             # before `descendants`, which would count it to a submission
     return context
 
 

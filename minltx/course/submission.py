@@ -1,9 +1,9 @@
-"""One submission: its cells run in a Jupyter kernel, its functions are called there, judged is here.
+"""One submission: its cells run in a Jupyter kernel, its functions are called there and judged here.
 
 After each cell the grader asks the kernel which functions are new, draws inputs for them from its own seed,
 sends these, and compares what comes back. The kernel never holds a correct value, so nothing that a
-submission patches in it earns a point. Whoever calls the package's function gets none either; what looks like
-an attempt is flagged for a reader.
+submission patches in it earns a point. A submission that calls the package's function gets none either; cells
+that look like an attempt are flagged for a reader.
 """
 
 import ast

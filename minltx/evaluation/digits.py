@@ -1,4 +1,4 @@
-"""Which digits does a clip show, frame by frame, and does each keep its shape, its colour and its way?
+"""Which digits does a clip show, frame by frame, and does each keep its shape, colour and direction?
 
     seen = read_clips(video, scenes, classifier, digit_size=22)
     rates(seen, scenes, config)                       figures of all clips together

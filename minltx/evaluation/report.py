@@ -169,7 +169,7 @@ def write_report(run, command, figures, videos):
 
 
 def warnings(report):
-    """What a reader has to know before believing a report: a stage that learned nothing."""
+    """Warnings to a reader of the report: a stage that learned nothing."""
     vae, validation, found = report["vae"], report["history"].get("dit validation"), []
     if not vae["psnr"] > vae["psnr_of_black"]:
         found.append(f"the autoencoder is worse than all black: PSNR {vae['psnr']:.2f} dB against "
@@ -202,7 +202,7 @@ def save_report_curves(path, report):
 
 
 def shares(figures):
-    """What of `digits.judge_clips` a terminal shows; "" if digits were not read."""
+    """Some figures of `digits.judge_clips` for a terminal; "" if digits were not read."""
     if "every_frame" not in figures:
         return ""
     names = {"every frame": "every_frame", "colour": "colour", "direction": "direction", "faulty": "faulty"}

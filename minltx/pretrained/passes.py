@@ -2,7 +2,7 @@
 
 The first pass makes a small video. Its latent becomes twice as large, is noised again to the first time of
 the second pass, and sampled from there; the result is resized to the size that was asked for. The networks
-are told nothing of this: each pass is a call of `sampler.sample_latent`.
+do not see the difference: each pass is a call of `sampler.sample_latent`.
 """
 
 from contextlib import contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-CRF = 29     # quality of the compression: 0 is none, 51 the strongest
+CRF = 29     # of H.264: 0 is the best quality, 51 the strongest compression
 
 
 def crop(image, height, width):

@@ -89,7 +89,7 @@ def checksum_of_header(header, names):
 
 
 def check_header(path):
-    """Raises ValueError if the header of a safetensors file is too large, no JSON, or has a name twice."""
+    """Raises ValueError for a safetensors file whose header is too large, not JSON, or has a name twice."""
     def once(pairs):
         names = [name for name, _ in pairs]
         twice = [name for name, count in Counter(names).items() if count > 1]

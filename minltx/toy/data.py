@@ -53,7 +53,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class MovingDigit:
-    """One moving digit, as a caption tells it."""
+    """One moving digit, as a caption describes it."""
 
     digit: int
     colour: str
@@ -70,7 +70,7 @@ ALL_DIGITS = [MovingDigit(d, c, m) for d in range(10) for c in COLOURS for m in 
 
 
 def caption(things, still=False):
-    """Things -> "a red 7 moving left and a blue 3 moving up"; of a still image, "a red 7 and a blue 3"."""
+    """MovingDigits -> "a red 7 moving left and a blue 3 moving up"; for a still, "a red 7 and a blue 3"."""
     return " and ".join(f"a {x.colour} {x.digit}" + ("" if still else f" moving {x.direction}")
                         for x in things)
 
@@ -171,7 +171,7 @@ class MovingDigits:
         return video
 
     def choose(self, count, generator, held_out=False):
-        """What `count` clips shall show: lists of things, of different colours within one clip."""
+        """The scenes of `count` clips: lists of moving digits, of different colours within one clip."""
         pool = [x for x in ALL_DIGITS if x.held_out == held_out]
         scenes = []
         while len(scenes) < count:

@@ -56,8 +56,8 @@ def words_and_shapes(stored):
 # --- What fits together -----------------------------------------------------------------------------------
 
 def check_fit(vae, dit):
-    """Raises ValueError if the transformer's tokens are not the VAE's latents. What is wrong with a single
-    value, the configs say themselves."""
+    """Raises ValueError if the transformer's tokens are not the VAE's latents. The configs themselves check
+    single values."""
     for name in ("latent_channels", "stride"):
         own, other = getattr(dit, name), getattr(vae, name)
         if own != other:

@@ -126,7 +126,7 @@ class Notes:
         """Leave a note -> the notes of all processes; None for one that left none in time."""
         from torch.distributed import TCPStore
 
-        self.first.acquire()            # a signal and a lost process may come together: one of them is told
+        self.first.acquire()            # a signal and a lost process may come together: one is reported
         run = os.environ.get("TORCHELASTIC_RUN_ID"), os.environ.get("TORCHELASTIC_RESTART_COUNT")
         keys = [f"minltx {run} {rank}" for rank in range(self.size)]
         found, until = [None] * self.size, time.monotonic() + PATIENCE

@@ -60,8 +60,8 @@ class Page:
 
     @contextmanager
     def optional(self):
-        """Inside, what cannot be written, on a full disk for instance, is said once and does not stop the
-        training: its checkpoints matter, and they raise OSError themselves."""
+        """Inside, a file that cannot be written, on a full disk for instance, is reported once and does not
+        stop the training. Checkpoints matter, and raise OSError themselves."""
         try:
             yield
         except OSError as error:
