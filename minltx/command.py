@@ -142,13 +142,14 @@ def sizes(names=("frames", "height", "width"), example="17x32x32"):
     return option_type(functools.partial(parse_sizes, names=names, example=example))
 
 
-def parse_sizes(text, names=("frames", "height", "width"), example="17x32x32"):
-    """"17x32x32" -> (17, 32, 32), one whole number from 1 on for each of `names`. Raises ValueError."""
+def parse_sizes(text, names=("frames", "height", "width"), example="17x32x32", digits=6):
+    """"17x32x32" -> (17, 32, 32), one whole number from 1 on for each of `names`. Raises ValueError for other
+    words, and for a number of more than so many digits."""
     parts = text.lower().split("x")
     if not all(re.fullmatch("0*[1-9][0-9]*", part) for part in parts) or len(parts) != len(names):
         raise ValueError(f"{text!r} is not understood: write {' x '.join(names)}, such as {example}")
-    if max(map(len, parts)) > 6:
-        raise ValueError(f"{text} is out of range: use at most 999999 for each")
+    if max(map(len, parts)) > digits:
+        raise ValueError(f"{text} is out of range: use at most {'9' * digits} for each")
     return tuple(map(int, parts))
 
 

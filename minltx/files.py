@@ -75,6 +75,12 @@ def write_torch(path, values):
     put_in_place(path, write)
 
 
+def reason(error, otherwise):
+    """Why a file cannot be read: a ValueError's own words, or the system's, or `otherwise`, because the
+    messages of libraries are not for users."""
+    return str(error) if type(error) is ValueError else getattr(error, "strerror", None) or otherwise
+
+
 def read_torch(path, mmap=False):
     """The inverse of `write_torch`, on the CPU, for files from anywhere; no code in them is executed.
 
@@ -88,7 +94,7 @@ def read_torch(path, mmap=False):
             check_zip(file, os.path.getsize(path))
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except Exception as error:    # zipfile and torch have many kinds of error for foreign and broken files
-        raise ValueError(error if type(error) is ValueError else type(error).__name__) from None
+        raise ValueError(reason(error, "it is not a whole file of torch")) from None
 
 
 def check_zip(file, size):

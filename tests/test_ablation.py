@@ -108,7 +108,8 @@ def test_any_field_is_a_switch_and_wrong_ones_are_named():
     for text, message in (("rope=none,round", "no level 'round': use exponential"),
                           ("ropes", "is not a switch"),
                           ("loss.dwd=0,1", "'dwd' is not a setting: LossConfig has pixel"),
-                          ("loss.dwt=0.1", "is not a switch"), ("dit_lr=fast,slow", "of another type")):
+                          ("loss.dwt=0.1", "has nothing to compare"),
+                          ("dit_lr=fast,slow", "dit_lr is 'fast': use a value like the default")):
         with pytest.raises(ValueError, match=message):
             switches.parse_switch(text)
 
@@ -295,7 +296,7 @@ def test_transformers_share_the_shipped_vae_and_nothing_is_trained_for_them(tmp_
     own = asked_for("--model", str(short))
     assert {ablation.shared_model(own, tmp_path, stage) for stage in ("dit", "decoder")} == {short}
     assert not ablation.missing(asked_for("--model", "short"), tmp_path, {"dit", "decoder"})[1]
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="absent.pt is not a file"):
         ablation.shared_model(asked_for("--model", str(tmp_path / "absent.pt")), tmp_path, "dit")
 
 
@@ -637,7 +638,7 @@ def test_mistakes_in_a_file_are_one_line(small, tmp_path, monkeypatch, capsys):
     Path("others.py").write_text(OTHERS)
     Path("broken.py").write_text("import torch\nclass Broken(torch.nn.Module:\n    pass\n")
     for text, message in (
-            ("absent.py:Idea", "there is no file"),
+            ("absent.py:Idea", "does not exist: name FILE.py:CLASS"),
             ("others.py:", "has no class '': it has Slow, Grey, Wrong"),
             ("others.py:Fast", "has no class 'Fast': it has Slow, Grey, Wrong, NotAnIdea"),
             ("others.py:NotAnIdea", "NotAnIdea is not an idea: it must be a subclass of Idea"),

@@ -10,6 +10,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -76,16 +77,25 @@ OTHERS = {
         "--size 30": "a height of 30 is not a multiple of 8: use 24 or 32",
         "--size 32x30": "a width of 30 is not a multiple of 8",
         "--size big": "argument --size: 'big' is not understood",
-        "--size 8000000000": "argument --size: 8000000000 is out of range",
+        "--size 8000000000": "1 video of 17x8000000000x8000000000: this needs",
+        "--size 8000000000000": "argument --size: 8000000000000 is out of range",
         "--frames 1000000001": "argument --frames: 1000000001 is out of range",
-        "--size 999968": "1 of 17x999968x999968 pixels: this needs",
-        "--size 999968 --image picture.png": "1 of 17x999968x999968 pixels: this needs",
+        "--size 999968": "1 video of 17x999968x999968: this needs",
+        "--size 1000000x1000000": "1 video of 17x1000000x1000000: this needs",
+        "--size 999968 --image picture.png": "1 video of 17x999968x999968: this needs",
         "--out x.avi": "argument --out: cannot write x.avi: use a name that ends in .gif, .png, .npz, .mp4",
         "--out x": "argument --out: cannot write x: use a name that ends in",
         "--out folder.gif": "argument --out: folder.gif is not a file",
         "--out text.txt/x.gif": "argument --out: cannot write in ",
         "--image absent.png": "cannot read absent.png as a picture or clip",
-        "--image text.txt": "cannot read text.txt as a picture or clip",
+        "--image text.txt": "cannot read text.txt as a picture or clip: cannot be read to its end (it is",
+        "--image cut.npz": "cannot read cut.npz as a picture or clip: cannot be read to its end (it is dam",
+        "--image bare.npz": "cannot read bare.npz as a picture or clip: cannot be read to its end (it has no "
+                            "array named frames, which sample.py --out x.npz writes): make or copy it again",
+        "--image flat.npz": "cannot read flat.npz as a picture or clip: cannot be read to its end (its "
+                            "frames are float64 of shape (3,), not uint8 (B, F, H, W, 3)): make or copy it",
+        "--start bare.npz": "cannot read bare.npz as a picture or clip: cannot be read to its end (it has no",
+        "--given cut.npz 4": "cannot read cut.npz as a picture or clip: cannot be read to its end (it is",
         "--image folder": "cannot read folder as a picture or clip",
         "--given absent.npz 4": "cannot read absent.npz as a picture or clip",
         "--given picture.png": "--given picture.png  is not understood: write FILE FRAME",
@@ -120,7 +130,9 @@ OTHERS = {
         "--weights text.txt --text text.txt": "text.txt is not a safetensors file",
         "--checkpoint absent.pt": "there is no checkpoint absent.pt",
         "--checkpoint text.txt": "text.txt is not a checkpoint of minltx",
-        "--checkpoint folder": "there is no checkpoint folder",
+        "--checkpoint folder": "folder is a folder: name the file in it, such as folder",
+        "--checkpoint cut.npz": "cut.npz is not a checkpoint of minltx, or is damaged (it is not a whole "
+                                "file of torch): name another one, or copy it again",
         "--res 32": "unrecognized arguments: --res 32",
         "--frame 17": "unrecognized arguments: --frame 17",
         "--check x.pt": "unrecognized arguments: --check x.pt",
@@ -132,6 +144,8 @@ OTHERS = {
         "--out text.txt/run": "argument --out: cannot write in ",
         "--digits absent": "no digits in absent: it needs", "--digits text.txt": "no digits in text.txt",
         "--digits folder": "no digits in folder: it needs", "--photos folder": "",
+        "--digits cut": f"{Path('cut/train-images-idx3-ubyte')} is not an intact IDX file of unsigned bytes "
+                        "(its header is cut off, or of another kind of file): copy or download it again",
         "--res": "unrecognized arguments: --res", "--prompt 3": "unrecognized arguments: --prompt 3",
         "--preset tiny": "argument --preset: invalid choice: 'tiny'",
         "stray": "unrecognized arguments: stray",
@@ -166,7 +180,11 @@ OTHERS = {
         "--micro 2": "unrecognized arguments: --micro 2",
         "--resume --out folder": "there is no checkpoint folder",
         "--vae absent.pt --digits drawn": "there is no checkpoint absent.pt",
-        "--vae text.txt": "text.txt is not a checkpoint of minltx"},
+        "--vae text.txt": "text.txt is not a checkpoint of minltx",
+        "--vae folder": "folder is a folder: name the file in it, such as folder",
+        "--weights folder": "folder has no folder transformer", "--weights absent": "there is no absent",
+        "--latents cut.npz": "cut.npz does not hold latents, or is damaged (it is not a whole file of torch)",
+        "--digits cut": f"{Path('cut/train-images-idx3-ubyte')} is not an intact IDX file of unsigned bytes"},
     "ablation": {
         "--minutes 1 --budget 1": "--minutes and --budget are two lengths of a run: give one",
         "--model x.pt --shared-budget 1": "--model and --shared-budget are two ways to a shared model",
@@ -175,7 +193,8 @@ OTHERS = {
         "rope=none,none": "rope has the level none twice",
         "loss.dwt=0.1,0.1": "loss.dwt has the level 0.1 twice",
         "optimizer=sgd,muon": "optimizer is 'sgd': use 'muon' or 'adamw'",
-        "optimizer=sgd": "'optimizer=sgd' is not a switch", "model=1,2": "model is 1: use ModelConfig",
+        "optimizer=sgd": "optimizer is 'sgd': use 'muon' or 'adamw'",
+        "model=1,2": "model is 1: use ModelConfig",
         "depth=null,1": "'depth' is not a setting",
         "model.dit.depth=null,2": "depth is None: use a whole number",
         "model.dit.depth=0,2": "depth is 0: use a whole number from 1",
@@ -185,15 +204,19 @@ OTHERS = {
         "vae_phases=1,2": "vae_phases is 1: use a tuple", "layouts=1,2": "layouts is 1: use a tuple",
         "soft=2,0": "soft is 2: use a number from 0 to 1",
         "dit_batch=0,1": "dit_batch is 0: use a whole number",
-        "dit_steps=x,1": "dit_steps is 900 by default: 'x' is of another type",
+        "dit_steps=x,1": "dit_steps is 'x': use a value like the default, 900",
         "loss.dwt=-1,0": "loss.dwt is -1: use a number from 0",
-        "loss.dwt=nan,0": "dwt is 0.1 by default: 'nan' is of another type",
+        "loss.dwt=nan,0": "loss.dwt is 'nan': use a value like the default, 0.1",
+        "loss.dwt=abc": "loss.dwt is 'abc': use a value like the default, 0.1",
+        "loss.dwt=0.1": "loss.dwt=0.1 has nothing to compare: give loss.dwt two values or more",
         "loss.nothing=1,2": "'nothing' is not a setting: LossConfig has",
         "precision=float16,float32": "precision is 'float16': use 'float32' or 'bf16'",
         "caption_dropout=-1,0": "caption_dropout is -1: use a number from 0 to 1",
-        "absent.py:Idea": "there is no file", "--out text.txt": "argument --out: text.txt is not a folder",
+        "absent.py:Idea": "the file ", "--out text.txt": "argument --out: text.txt is not a folder",
         "--model absent.pt": "there is no checkpoint absent.pt",
         "--model text.txt": "text.txt is not a checkpoint of minltx",
+        "--model folder": "folder is a folder: name the file in it",
+        "--digits cut": f"{Path('cut/train-images-idx3-ubyte')} is not an intact IDX file of unsigned bytes",
         "--digits absent": "no digits in absent: it needs", "--digits text.txt": "no digits in text.txt",
         "--keep text.txt": "argument --keep: text.txt is not a folder",
         "--seed 1": "unrecognized arguments: --seed 1", "--min 1": "unrecognized arguments: --min 1",
@@ -232,6 +255,7 @@ OTHERS = {
         "--clips 0": "argument --clips: 0 is out of range: use 2 to 10000",
         "--checkpoint absent.pt": "there is no checkpoint absent.pt",
         "--checkpoint text.txt": "text.txt is not a checkpoint of minltx",
+        "--checkpoint folder": "folder is a folder: name the file in it",
         "--clip 3": "unrecognized arguments: --clip 3",
         "--device cpu": "unrecognized arguments: --device cpu"},
     "t5": {
@@ -277,11 +301,17 @@ NO_SAFETENSORS = [] if find_spec("safetensors") else [MISSING]
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with a text, a picture, and folders with names like files."""
+    """A folder with a text, a picture, broken files, and folders with names like files."""
     for name in ("folder", "folder.gif", "folder.json", "folder.safetensors"):
         (tmp_path / name).mkdir()
     (tmp_path / "text.txt").write_text("hello")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "picture.png")
+    (tmp_path / "cut.npz").write_bytes(b"PK\3\4")
+    np.savez(tmp_path / "bare.npz", x=np.ones(3))
+    np.savez(tmp_path / "flat.npz", frames=np.ones(3))
+    (tmp_path / "cut").mkdir()
+    for name in ("images-idx3", "labels-idx1"):
+        (tmp_path / "cut" / f"train-{name}-ubyte").write_bytes(b"\0\0")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -353,7 +353,7 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path, capsys):
     outside = "must lie inside the folder, and so must its caption file"
     expected = [
         ("alone.txt", "is a caption without a clip"), ("bitmap.png", "cannot be read to its end"),
-        ("deep.png", "cannot be read to its end (ValueError: it has more than 8 bits per colour)"),
+        ("deep.png", "cannot be read to its end (it has more than 8 bits per colour)"),
         ("cut.gif", "cannot be read to its end"),
         ("dangling.gif", "does not exist"), ("empty.png", "has an empty caption"),
         ("foreign.jpg", "cannot be read to its end"), ("gone.gif", "does not exist"),

@@ -82,7 +82,7 @@ def shared_model(args, out, stage):
     clips: where it does not fit, a short toy is trained. Raises ValueError if --model does not exist."""
     if args.model and args.model != "short":
         if not Path(args.model).is_file():
-            raise ValueError(f"--model {args.model}: there is no such file")
+            raise ValueError(f"--model {args.model} is not a file")
         return Path(args.model)
     fits = stage == "dit" and args.digits == "drawn" and not args.model
     return SHIPPED if fits else out / "shared" / "model.pt"

@@ -180,7 +180,7 @@ def load(references, changes):
 
 
 def identity(idea):
-    """What tells two ideas apart, as plain values for a report; of a file's class also the file's hash."""
+    """The plain values, for a report, that distinguish two ideas; of a file's class also the file's hash."""
     names = []
     for cls in idea.classes:
         if cls.__module__.endswith(".py"):
@@ -218,7 +218,7 @@ def load_file(path):
     if str(path) in sys.modules:
         return sys.modules[str(path)]
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise ValueError(f"the file {path} does not exist: name FILE.py:CLASS")
     spec = importlib.util.spec_from_file_location(str(path), path)
     module = sys.modules[str(path)] = importlib.util.module_from_spec(spec)
     sys.path.append(str(path.parent))                            # its own imports of files next to it

@@ -113,9 +113,9 @@ LENGTH = {"vae": 0.3, "decoder": 0.4, "dit": 0.6, "both": 0.4}
 
 # --- Settings ---------------------------------------------------------------------------------------------
 
-def changed(config, changes):
+def changed(config, changes, inside=""):
     """A nested dataclass with some fields replaced, such as {"loss.dwt": 0.0}. Raises ValueError for an
-    unknown field, or a value of another type."""
+    unknown field, or a value of another type. inside: the path of the dataclass in what the user names."""
     for path, value in changes.items():
         name, _, rest = path.partition(".")
         known = [f.name for f in fields(config)] if is_dataclass(config) else []
@@ -124,8 +124,9 @@ def changed(config, changes):
                              f"{', '.join(known) or 'none'}")
         old = getattr(config, name)
         if not rest and isinstance(old, str) != isinstance(value, str):
-            raise ValueError(f"{path} is {old!r} by default: {value!r} is of another type")
-        config = replace(config, **{name: changed(old, {rest: value}) if rest else value})
+            raise ValueError(f"{inside}{path} is {value!r}: use a value like the default, {old!r}")
+        new = changed(old, {rest: value}, f"{inside}{name}.") if rest else value
+        config = replace(config, **{name: new})
     return config
 
 
@@ -156,10 +157,13 @@ def parse_switch(text):
         return Path(own[1]).stem, switch_of_file(own[1], own[2].split(","))
     if name in SWITCHES:
         return name, with_levels(name, wanted)
-    if len(wanted) < 2:
+    if len(wanted) < 2 and name.partition(".")[0] not in vars(SHORT):
         raise ValueError(f"{text!r} is not a switch: use {', '.join(SWITCHES)}; or a field of Settings with "
                          "values, such as loss.dwt=0.1,0.5; or a class of your own, such as mine.py:NoGates")
-    return name, switch_of_field(name, wanted)
+    switch = switch_of_field(name, wanted)
+    if len(wanted) < 2:
+        raise ValueError(f"{text} has nothing to compare: give {name} two values or more, such as 0.1,0.5")
+    return name, switch
 
 
 def with_levels(name, wanted):

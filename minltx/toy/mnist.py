@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from minltx.files import reason
+
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/",
            "https://storage.googleapis.com/cvdf-datasets/mnist/")
 FILES = {"train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -26,22 +28,27 @@ MOST = 2**30        # bytes of an unpacked file; MNIST's largest has 47 million
 def read_idx(path):
     """An IDX file of unsigned bytes, gzipped or not -> uint8 tensor.
 
-    Its header says how many bytes follow; no more are unpacked. Raises ValueError if it is anything else, and
-    for more than MOST bytes.
+    Its header, two zeros, the type 8, the number of axes and their lengths, says how many bytes follow; no
+    more are unpacked. Raises ValueError if it is anything else, and for more than MOST bytes.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            zero, kind, axes = struct.unpack(">HBB", file.read(4))
-            shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+            begin = file.read(4)
+            lengths = file.read(4 * begin[3]) if len(begin) == 4 else b""
+            if begin[:3] != b"\0\0\x08" or not 4 <= len(lengths) == 4 * begin[3] <= 12:
+                raise ValueError("its header is cut off, or of another kind of file")
+            shape = struct.unpack(f">{begin[3]}I", lengths)
             count = math.prod(shape)
-            if zero != 0 or kind != 8 or not shape:
-                raise ValueError("not unsigned bytes")
-            if count > MOST:
-                raise ValueError(f"{count} numbers")
+            if not 0 < count <= MOST:
+                raise ValueError(f"its header announces {count} bytes")
             raw = file.read(count + 1)
+        if len(raw) != count:
+            raise ValueError(f"its header announces {count} bytes, and "
+                             f"{'more' if len(raw) > count else len(raw)} follow")
         return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(shape)
-    except (OSError, EOFError, struct.error, ValueError, RuntimeError, zlib.error) as error:
-        raise ValueError(f"{path} is not an intact IDX file of unsigned bytes ({error})") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path} is not an intact IDX file of unsigned bytes "
+                         f"({reason(error, 'it cannot be unpacked')}): copy or download it again") from None
 
 
 def find_set(folder, prefix):

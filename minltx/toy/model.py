@@ -157,12 +157,15 @@ def read_checkpoint(path):
     Only tensors and plain values are read, so a file from a stranger runs no code. Raises ValueError for a
     missing, foreign or damaged file.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: name the file in it, such as {Path(path) / 'model.pt'}")
     if not Path(path).is_file():
         raise ValueError(f"there is no checkpoint {path}: train one with python train_tiny.py")
     try:
         stored = read_torch(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not a checkpoint of minltx, or is damaged ({error})") from None
+        raise ValueError(f"{path} is not a checkpoint of minltx, or is damaged ({error}): name another "
+                         "one, or copy it again") from None
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of minltx ({FORMAT}): write one with train_tiny.py")
     return stored

@@ -31,7 +31,8 @@ from minltx.toy.data import MovingDigits, load_digits
 from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint
 from minltx.training import memory, parallel
 from minltx.training.endings import end, one_line
-from minltx.training.latents import check_latents, clip_variants, latent_cache, measure_latents, take_vae
+from minltx.training.latents import (check_latents, clip_variants, latent_cache, measure_latents, read_vae,
+                                     take_vae)
 from minltx.training.loops import build_critics, train_dit, train_vae
 from minltx.training.page import Page
 from minltx.training.run import Run
@@ -123,18 +124,27 @@ def read_text(path, width):
     return text
 
 
+def check_files(args, data, settings):
+    """Raises ValueError for files that would be refused when their turn comes, in seconds or in hours."""
+    check_latents(args.latents, data.dit, settings, args.seed)
+    if args.vae:
+        read_vae(args.vae, settings.model.vae)
+    if args.weights:
+        from minltx.pretrained.weights import read_config
+
+        theirs = read_config(args.weights)[0]
+        if (theirs.dit, theirs.vae) != (settings.model.dit, settings.model.vae):
+            raise ValueError(f"{args.weights} is a model of another shape than this preset's: use --preset "
+                             "2b for the released 0.9.5 and 0.9.6")
+
+
 def take_weights(model, path):
-    """Give the model the transformer and VAE of a released file or folder. Raises ValueError if their
-    configs differ."""
+    """Give the model the transformer and VAE of a released file or folder, see `check_files`."""
     from minltx.pretrained import load_pretrained
 
     released = load_pretrained(path, torch.float32)
     for name in ("dit", "vae"):
-        own, theirs = getattr(model, name), getattr(released, name)
-        if theirs.config != own.config:
-            raise ValueError(f"{path} is a model of another shape than this preset's: use --preset 2b for "
-                             "the released 0.9.5 and 0.9.6")
-        own.load_state_dict(theirs.state_dict())
+        getattr(model, name).load_state_dict(getattr(released, name).state_dict())
 
 
 def estimate_memory(settings, world, args):
@@ -175,9 +185,9 @@ def train(args, command):
             data, settings = clips_data(args, settings)
         else:
             data = digits_data(args, settings)
+        check_files(args, data, settings)
         print(estimate_memory(settings, world, args))
 
-    check_latents(args.latents, data.dit, settings, args.seed)
     torch.manual_seed(args.seed)
     model = ToyModel(settings.model).to(world.device)
     if data.text:

@@ -33,11 +33,16 @@ def clip_variants(data, images, labels, settings):
 
 def take_vae(model, path):
     """Give the model the VAE of another run's file. Raises ValueError if its config differs."""
+    model.vae.load_state_dict(read_vae(path, model.vae.config).state_dict())
+
+
+def read_vae(path, config):
+    """The VAE in another run's file. Raises ValueError if its config differs."""
     vae = load_checkpoint(path)[0].vae
-    if vae.config != model.vae.config:
+    if vae.config != config:
         raise ValueError(f"the autoencoder in {path} has another config than this run's: "
                          "use the preset that it was trained with")
-    model.vae.load_state_dict(vae.state_dict())
+    return vae
 
 
 # --- Encoding ---------------------------------------------------------------------------------------------
@@ -100,8 +105,8 @@ def open_latents(path):
 
 
 def check_latents(path, variants, settings, seed):
-    """Before the hours of the first stage: raises ValueError if `latent_cache` will refuse the file `path`
-    for its clips. Nothing is asked of a file that is not there, or of None."""
+    """Raises ValueError, before the hours of the first stage, if `latent_cache` will refuse the file `path`
+    for its clips. A file that does not exist, or None, is not checked."""
     if path is None or not Path(path).exists():
         return
     mark = open_latents(path)["mark"]
@@ -110,12 +115,12 @@ def check_latents(path, variants, settings, seed):
 
 
 def source_of(variants, settings, seed):
-    """What a file of latents says of its clips."""
+    """The part of a file's mark that describes the clips."""
     return [settings.latents, seed, [contents(data, seed) for data in variants]]
 
 
 def contents(data, seed):
-    """What tells a data set from others: its clips' shape, their captions, how bright some of them are."""
+    """A data set's fingerprint: the shape of its clips, their captions, the brightness of some of them."""
     video, scenes = data.batch(clips_at_once(16, data), rng(seed, LATENTS, 0))
     captions = [describe(scene) for scene in scenes]
     if isinstance(data, ClipFolder):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
 from minltx.caption_files import VIDEOS
-from minltx.files import put_in_place
+from minltx.files import put_in_place, reason
 
 ENDINGS = (".gif", ".png", ".npz", ".mp4")
 FORMATS = ("GIF", "PNG", "JPEG")    # of pictures that are read
@@ -170,8 +170,9 @@ def read_frames(path):
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError("is not a file: name a picture or a video") from None
     except Exception as error:    # the readers fail in many ways on a broken file
-        raise ValueError(f"cannot be read to its end ({type(error).__name__}: {error}): make or copy it "
-                         "again, as mp4, GIF, PNG or JPEG with 8 bits per colour") from None
+        why = reason(error, "it is damaged, or not what its name says")
+        raise ValueError(f"cannot be read to its end ({why}): make or copy it again, as mp4, GIF, PNG or "
+                         "JPEG with 8 bits per colour") from None
     if frame is None:
         raise ValueError("has no frames: make or copy it again")
 
@@ -222,11 +223,17 @@ def frames_of_picture(path):
 def frames_of_npz(path):
     """Yield (PIL image, seconds it is shown): the file does not store how long."""
     with zipfile.ZipFile(path) as file:
-        if max(entry.file_size for entry in file.infolist()) > MOST:
-            raise ValueError(f"it unpacks to more than {MOST / 2**30:g} GiB")
+        sizes = {entry.filename: entry.file_size for entry in file.infolist()}
+    if "frames.npy" not in sizes:
+        raise ValueError("it has no array named frames, which sample.py --out x.npz writes")
+    if max(sizes.values()) > MOST:
+        raise ValueError(f"it unpacks to more than {MOST / 2**30:g} GiB")
     with np.load(path, allow_pickle=False) as stored:
-        for frame in stored["frames"][0]:
-            yield Image.fromarray(frame), 1.0
+        frames = stored["frames"]
+    if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[4] != 3 or frames.size == 0:
+        raise ValueError(f"its frames are {frames.dtype} of shape {frames.shape}, not uint8 (B, F, H, W, 3)")
+    for frame in frames[0]:
+        yield Image.fromarray(frame), 1.0
 
 
 def on_black(image):
