@@ -121,7 +121,8 @@ def measure(experiment):
 
 
 def set_up(checkpoint, count, seed):
-    """The model of a checkpoint with `count` held-out clips. Raises ValueError for a model of other clips."""
+    """The model of a checkpoint with `count` held-out clips. Raises ValueError for a model of other clips,
+    and if the file is missing or damaged."""
     model = load_toy(checkpoint)
     if (model.config.data.digits, model.config.data.frames) != (1, 17):
         raise ValueError("the measurements need a model of one digit and 17 frames")

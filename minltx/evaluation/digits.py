@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from minltx import require
 from minltx.files import put_in_place, read_torch
 from minltx.toy.data import COLOURS, DIRECTIONS, DataConfig, MovingDigits, load_digits
 
@@ -169,7 +170,10 @@ class Reading:
 
 @torch.no_grad()
 def read_clips(video, scenes, classifier, digit_size):
-    """video (B, 3, F, H, W) in [-1, 1], and what it should show, B lists of K MovingDigits -> Reading."""
+    """video (B, 3, F, H, W) in [-1, 1], and what it should show, B lists of K MovingDigits -> Reading. Raises
+    ValueError for other shapes, and for another number of lists."""
+    require.shape("video", video, "B", 3, "F", "H", "W")
+    require.require(len(scenes) == len(video), "the number of scenes", len(scenes), f"{len(video)}, one each")
     video, names = video.cpu(), list(COLOURS)
     grey, masks, K, frames = brightness(video), colour_masks(video), len(scenes[0]), video.shape[2]
     named = torch.tensor([[names.index(x.colour) for x in scene] for scene in scenes])    # (B, K)
@@ -275,7 +279,7 @@ def twins(seen, named):
 
 def judge_clips(video, scenes, data, classifier):
     """video (B, 3, F, H, W) of the kind of `data` (a MovingDigits) -> `rates`, with the share of clips that
-    have any fault (`faulty`), and the shares of each (`faults`)."""
+    have any fault (`faulty`), and the shares of each (`faults`). Raises ValueError as `read_clips` does."""
     seen = read_clips(data.digits_alone(video.cpu()), scenes, classifier, data.config.digit_size)
     found = faults(seen, scenes, data.config)
     names = sorted(set().union(*found))

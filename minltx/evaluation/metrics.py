@@ -2,24 +2,36 @@
 
 import torch
 
+from minltx import require
 from minltx.losses import feature_distance, haar_dwt
 
 
+def check_pair(video, reference):
+    """Raises ValueError unless both are videos (B, 3, F, H, W) of one shape; a single reference is enough."""
+    require.shape("video", video, "B", 3, "F", "H", "W")
+    require.shape("reference", reference, (1, len(video)), *video.shape[1:])
+
+
 def psnr(video, reference):
-    """Peak signal-to-noise ratio in dB of every frame, (B, F); both (B, 3, F, H, W) in [-1, 1]."""
+    """Peak signal-to-noise ratio in dB of every frame, (B, F); both (B, 3, F, H, W) in [-1, 1]. Raises
+    ValueError for other shapes."""
+    check_pair(video, reference)
     error = (video - reference).square().mean(dim=(1, 3, 4))
     return 10 * torch.log10(4 / error.clamp_min(1e-10))
 
 
 def motion_ratio(video, reference):
     """Energy of frame differences over the reference's: 1 = moves as much, 0 = frozen.
-    (B, 3, F, H, W) each."""
+    (B, 3, F, H, W) each. Raises ValueError for other shapes."""
+    check_pair(video, reference)
     energy = [(x[:, :, 1:] - x[:, :, :-1]).square().mean() for x in (video, reference)]
     return (energy[0] / energy[1]).item()
 
 
 def detail_ratio(video, reference):
-    """Energy of the seven high wavelet bands over the reference's: 1 = as much fine detail, 0 = smooth."""
+    """Energy of the seven high wavelet bands over the reference's: 1 = as much fine detail, 0 = smooth.
+    (B, 3, F, H, W) each. Raises ValueError for other shapes."""
+    check_pair(video, reference)
     energy = [haar_dwt(x).unflatten(1, (3, 8))[:, :, 1:].square().mean() for x in (video, reference)]
     return (energy[0] / energy[1]).item()
 

@@ -61,7 +61,8 @@ def read_encoder(f):
 
 
 def read_decoder(f):
-    """The same for the decoder, whose lists are written shallow to deep."""
+    """The same for the decoder, whose lists are written shallow to deep. Raises ValueError for widths that a
+    decoder of minltx cannot have."""
     widths = f.listed("decoder_block_out_channels", whole, "positive whole numbers", (128, 256, 512, 512))
     n = len(widths)                                                                        # stages
     factors = f.listed("upsample_factor", whole, "positive whole numbers", (1,) * 4, n)
@@ -88,7 +89,8 @@ def read_decoder(f):
 
 
 def read_vae(values):
-    """vae/config.json -> VAEConfig, and minltx's name of every block -> the name in diffusers."""
+    """vae/config.json -> VAEConfig, and minltx's name of every block -> the name in diffusers. Raises
+    ValueError for fields and values that minltx does not have."""
     f = Fields(values, "vae/config.json")
     f.must_be(_class_name="AutoencoderKLLTXVideo", in_channels=3, out_channels=3, patch_size_t=1,
               encoder_causal=True, decoder_causal=False, scaling_factor=1.0, resnet_norm_eps=1e-6)
@@ -103,7 +105,8 @@ def read_vae(values):
 # --- The VAE, written -------------------------------------------------------------------------------------
 
 def stages_of(blocks, *kinds):
-    """Cut a block list into stages: lists with at most one block (or None) of each kind, in this order."""
+    """Cut a block list into stages: lists with at most one block (or None) of each kind, in this order.
+    Raises ValueError for a block of another kind."""
     stages, last = [], len(kinds)
     for block in blocks:
         rank = next((i for i, words in enumerate(kinds) if block[0] in words), None)
@@ -133,7 +136,7 @@ def encoder_fields(config):
 
 
 def decoder_fields(config):
-    """A decoder's lists, shallow to deep."""
+    """A decoder's lists, shallow to deep. Raises ValueError for a decoder that diffusers cannot express."""
     blocks, nothing = config.decoder_blocks, ("res", 0)
     first = blocks[0] if blocks and blocks[0][0] in ("res", "noisy") else nothing
     stages = stages_of(blocks[1:] if first[1] else blocks, ("width",), ("up", "plain_up"), ("res", "noisy"))
@@ -173,7 +176,8 @@ def vae_fields(config):
 
 def read_folder(path, release=None):
     """The JSON files of a folder -> ReleaseConfig, and what the VAE's blocks are called there. release, a
-    name in RELEASES, says which release's way to sample it has."""
+    name in RELEASES, says which release's way to sample it has. Raises ValueError for files that are missing
+    or broken, and for fields and values that minltx does not have."""
     for part in ("transformer", "vae", "scheduler"):
         if not (Path(path) / part).is_dir():
             raise ValueError(f"{path} has no folder {part}: "

@@ -13,7 +13,8 @@ def between(x, low, high):
 
 class Fields:
     """A dictionary from a file, with checks. A field that is null counts as absent. All methods raise
-    ValueError if the field is absent and has no default, or holds anything else."""
+    ValueError if the field is absent and has no default, or holds anything else. Raises ValueError for values
+    that are not a dictionary."""
 
     def __init__(self, values, where):
         if not isinstance(values, dict):

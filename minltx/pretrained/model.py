@@ -38,7 +38,7 @@ class LTXVideo(nn.Module):
         return self
 
     def schedule(self, steps=None, tokens=0):
-        """The release's times (steps + 1,), see `SamplingConfig.schedule_of`."""
+        """The release's times (steps + 1,). Raises ValueError as `SamplingConfig.schedule_of` does."""
         return self.config.sampling.schedule_of(steps, tokens)
 
     def sampling(self, size=None, steps=None, guidance=None, stg=None, fps=None, change=None, **more):
@@ -47,7 +47,9 @@ class LTXVideo(nn.Module):
 
         guidance is the scale of classifier-free guidance, or a `Guidance`; stg the scale of spatio-temporal
         guidance. change, in [0, 1], is for video-to-video: start from that time (a distilled model: from its
-        nearest own time). more: condition_noise, stochastic, decode_t, decode_noise, progress.
+        nearest own time). more: condition_noise, stochastic, decode_t, decode_noise, progress. Raises
+        ValueError for a size that the VAE cannot encode, for steps that the release does not have, and for
+        change outside [0, 1].
         """
         return self.sampling_by(self.config.sampling, size, steps, guidance, stg, change=change,
                                 fps=self.config.sampling.fps if fps is None else fps, **more)

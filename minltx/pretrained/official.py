@@ -21,7 +21,8 @@ from minltx.vae import VAEConfig
 # --- The transformer --------------------------------------------------------------------------------------
 
 def dit_config(fields, vae, causal_time):
-    """A transformer's fields, which have the same names in both formats -> DiTConfig."""
+    """A transformer's fields, which have the same names in both formats -> DiTConfig. Raises ValueError for
+    values that minltx does not have."""
     fields.not_null("qk_norm", "standardization_norm", "norm_eps")          # without a norm, in both formats
     fields.must_be(
         _class_name=("Transformer3DModel", "LTXVideoTransformer3DModel"), activation_fn="gelu-approximate",
@@ -89,7 +90,7 @@ def listed_blocks(fields, names):
 
 
 def read_encoder(fields):
-    """-> (base width, minltx blocks)."""
+    """-> (base width, minltx blocks). Raises ValueError for an unknown kind of block."""
     base = width = fields.count("encoder_base_channels", 128)
     blocks = []
     for name, p in listed_blocks(fields, ("encoder_blocks", "blocks")):
@@ -111,7 +112,8 @@ def read_encoder(fields):
 
 
 def read_decoder(fields):
-    """-> (first width, minltx blocks). The list is written shallow to deep: the last block comes first."""
+    """-> (first width, minltx blocks). The list is written shallow to deep: the last block comes first.
+    Raises ValueError for an unknown kind of block."""
     width, blocks = fields.count("decoder_base_channels", 128), []
     for name, p in listed_blocks(fields, ("decoder_blocks", "blocks")):
         if name == "res_x":
@@ -135,7 +137,7 @@ FIXED = {"dims": 3, "in_channels": 3, "out_channels": 3, "norm_layer": "pixel_no
 
 
 def read_vae(values):
-    """The "vae" object of a header -> VAEConfig."""
+    """The "vae" object of a header -> VAEConfig. Raises ValueError for values that minltx does not have."""
     fields = Fields(values, "the header's vae")
     fields.must_be(_class_name="CausalVideoAutoencoder", spatial_padding_mode="zeros",
                    normalize_latent_channels=False, **FIXED)
@@ -181,7 +183,8 @@ def vae_object(config):
 
 def read_header(path, release=None):
     """The header of an official file -> ReleaseConfig. release, a name in RELEASES, says which release's way
-    to sample it has; for a file without a header, also what it is."""
+    to sample it has; for a file without a header, also what it is. Raises ValueError for a broken or foreign
+    file, for one that does not say what it is, and for values that minltx does not have."""
     header = store.metadata(path)
     if "config" not in header and release is not None:
         return RELEASES[release]
@@ -204,7 +207,8 @@ def read_header(path, release=None):
 
 
 def read_schedule(header):
-    """What a header says about the times: fields of `SamplingConfig`."""
+    """What a header says about the times: fields of `SamplingConfig`. Raises ValueError for a scheduler that
+    minltx does not have."""
     scheduler = Fields(header.get("scheduler"), "the header's scheduler")
     scheduler.must_be(_class_name="RectifiedFlowScheduler", sampler=("Uniform", "LinearQuadratic"),
                       shifting="SD3", num_train_timesteps=1000)

@@ -53,7 +53,8 @@ def compress(picture, crf=CRF):
 
 def as_released(image, height, width, resize=False):
     """A PIL image -> (3, H, W) in [-1, 1], in the aspect of height x width and its own resolution, which
-    `LTXVideo.generate` resizes; with `resize`, as for video-to-video, of that size at once."""
+    `LTXVideo.generate` resizes; with `resize`, as for video-to-video, of that size at once. Raises ValueError
+    as `compress` does."""
     image = crop(image.convert("RGB"), height, width)
     image = image.resize((width, height)) if resize else image
     picture = torch.from_numpy(np.array(image)).movedim(2, 0) / 255                       # (3, H, W)

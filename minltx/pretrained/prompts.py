@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from minltx import require
 from minltx.command import pick_device
 from minltx.pretrained.releases import NEGATIVE
 from minltx.pretrained.t5 import encode_prompts, load_embeddings, load_t5
@@ -18,7 +19,10 @@ class PromptedVideo(nn.Module):
         self.model, self.vae, self.prompts, self.text, self.mask = model, model.vae, prompts, text, mask
 
     def generate(self, prompts, seeds, **how):
-        """Prompts and as many seeds -> video (B, 3, F, H, W); how: see `LTXVideo.generate`."""
+        """Prompts and as many seeds -> video (B, 3, F, H, W); how: see `LTXVideo.generate`. Raises ValueError
+        for a prompt without an embedding, and as that does."""
+        for prompt in prompts:
+            require.choice("the prompt", prompt, self.prompts)
         rows, null = [self.prompts.index(prompt) for prompt in prompts], [-1] * len(prompts)
         text, null_text = ((self.text[i], self.mask[i]) for i in (rows, null))
         return self.model.generate(text, null_text, seeds, **how)

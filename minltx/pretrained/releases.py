@@ -46,6 +46,7 @@ class SamplingConfig:
     second: "SamplingConfig | None" = None
 
     def __post_init__(self):
+        last = self.steps - 1 if whole(self.steps) else 0
         for name, right in (
                 ("schedule", self.schedule in ("uniform", "linear_quadratic")),
                 ("shift_line", all(between(x, -1e6, 1e6) for point in self.shift_line for x in point) and
@@ -60,8 +61,9 @@ class SamplingConfig:
                 ("decode_noise", between(self.decode_noise, 0, 1)),
                 ("condition_noise", between(self.condition_noise, 0, 1)),
                 ("tone_map", between(self.tone_map, 0, 1)),
-                ("skip_first", between(self.skip_first, 0, self.steps - 1)),
-                ("skip_last", between(self.skip_last, 0, self.steps - 1 - self.skip_first)),
+                ("skip_first", between(self.skip_first, 0, last)),
+                ("skip_last", between(self.skip_first, 0, last) and
+                 between(self.skip_last, 0, last - self.skip_first)),
                 *((name, isinstance(getattr(self, name), bool))
                   for name in ("shifted", "stochastic", "lowercase"))):
             if not right:

@@ -118,7 +118,7 @@ def parse_json(text, where):
 
 
 def read_json(path):
-    """A JSON file -> values. Raises ValueError."""
+    """A JSON file -> values. Raises ValueError if it is missing or not JSON."""
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -127,7 +127,8 @@ def read_json(path):
 
 
 def locate(source):
-    """A safetensors file, or a part of a diffusers folder -> tensor name -> the open file that holds it."""
+    """A safetensors file, or a part of a diffusers folder -> tensor name -> the open file that holds it.
+    Raises ValueError for broken or missing files, and for a tensor that comes twice."""
     where = {}
     for path in shards(source) if Path(source).is_dir() else [source]:
         opened = open_file(path)
@@ -139,7 +140,8 @@ def locate(source):
 
 
 def shards(folder):
-    """The weight files of a part of a diffusers folder, one or several with an index."""
+    """The weight files of a part of a diffusers folder, one or several with an index. Raises ValueError if
+    there are none, or only pickles."""
     single = Path(folder) / WEIGHTS
     index = single.with_name(INDEX)
     if index.is_file():
@@ -186,7 +188,7 @@ def fill(module, names, where, source, dtype, device):
     """Put a file's tensors into a module on the meta device, one by one: nothing is ever held twice.
 
     Copied even without a change of type: tensors in the file are not aligned to 64 bytes, and oneDNN computes
-    with other roundings on those.
+    with other roundings on those. Raises ValueError for a tensor that cannot be read or is not finite.
     """
     for name, stored in names.items():
         try:
@@ -201,7 +203,8 @@ def fill(module, names, where, source, dtype, device):
 
 
 def write(path, tensors, header=None):
-    """Write tensors (name -> tensor) to one safetensors file, with checksums, completely or not at all."""
+    """Write tensors (name -> tensor) to one safetensors file, with checksums, completely or not at all.
+    Raises ValueError as `library` does, and OSError if the file cannot be written."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header, safetensors = {"format": "pt", **(header or {})}, library()
     digests = {name: checksum(tensor) for name, tensor in tensors.items()}

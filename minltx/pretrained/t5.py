@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from minltx import require
 from minltx.caption_files import captions_in
 from minltx.command import Parser, device_name, new_file, one_line, pick_device
 from minltx.pretrained import store
@@ -45,8 +46,10 @@ def encode_prompts(prompts, tokenizer, encoder, tokens=256, lowercase=False, mas
     """Prompts -> embeddings (B, tokens, 4096), mask (B, tokens) with 1 = keep.
 
     Padded or truncated to `tokens`: 128 in 0.9.0 and 0.9.1, which also use lower case, and 256 later. With
-    mask_in_encoder=False, T5 attends to padding too, as in diffusers' LTXPipeline (SPEC 7).
+    mask_in_encoder=False, T5 attends to padding too, as in diffusers' LTXPipeline (SPEC 7). Raises ValueError
+    for a single text, and without prompts.
     """
+    require.require(prompts and not isinstance(prompts, str), "prompts", prompts, "a list of texts")
     prompts = [text.strip().lower() if lowercase else text.strip() for text in prompts]
     batch = tokenizer(prompts, padding="max_length", max_length=tokens, truncation=True,
                       add_special_tokens=True, return_tensors="pt")
@@ -58,7 +61,9 @@ def encode_prompts(prompts, tokenizer, encoder, tokens=256, lowercase=False, mas
 
 def save_embeddings(path, prompts, text, mask, tokens=None, lowercase=False):
     """Store prompts, embeddings (B, L, width) and mask (B, L) in one safetensors file, and how they were
-    made: padded to how many tokens (default: L), in lower case or not."""
+    made: padded to how many tokens (default: L), in lower case or not. Raises ValueError for other shapes."""
+    require.shape("text", text, len(prompts), "L", "width")
+    require.shape("mask", mask, *text.shape[:2])
     tokens = text.shape[1] if tokens is None else tokens
     kept = {"prompts": list(prompts), "tokens": tokens, "lowercase": lowercase}
     store.write(path, {"text": text, "mask": mask}, {"minltx": json.dumps(kept)})

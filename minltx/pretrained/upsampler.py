@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minltx import require
 from minltx.command import pick_device
 from minltx.patchify import depth_to_space
 from minltx.pretrained import store
@@ -20,12 +21,18 @@ from minltx.pretrained.fields import Fields
 @dataclass(frozen=True)
 class UpsamplerConfig:
     """The defaults are the released upsampler in space. stride is (frames, rows, columns): how many times
-    finer the grid becomes on each axis, 1 or 2."""
+    finer the grid becomes on each axis, 1 or 2. Raises ValueError for other values."""
 
     latent_channels: int = 128
     width: int = 512
     blocks: int = 4
     stride: tuple = (1, 2, 2)
+
+    def __post_init__(self):
+        for name in ("latent_channels", "width", "blocks"):
+            require.whole(name, getattr(self, name), 1, 2**20)
+        require.require(self.width % 32 == 0, "width", self.width, "a multiple of 32, the number of groups")
+        require.row("stride", self.stride, 3, require.whole, 1, 2)
 
 
 class UpsamplerBlock(nn.Module):
@@ -46,7 +53,8 @@ class UpsamplerBlock(nn.Module):
 class LatentUpsampler(nn.Module):
     """Un-normalised latent (B, C, f, h, w) -> (B, C, f, 2h, 2w); one that upsamples time: 2f-1 frames.
 
-    Padding is zeros, in time too. Names of modules are those of the released weights.
+    Padding is zeros, in time too. Names of modules are those of the released weights. Raises ValueError for
+    other shapes.
     """
 
     def __init__(self, config):
@@ -61,6 +69,7 @@ class LatentUpsampler(nn.Module):
         self.final_conv = nn.Conv3d(width, config.latent_channels, 3, padding=1)
 
     def forward(self, latent):
+        require.shape("latent", latent, "B", self.config.latent_channels, "f", "h", "w")
         x = F.silu(self.initial_norm(self.initial_conv(latent)))  # (B, width, f, h, w)
         for block in self.res_blocks:
             x = block(x)
@@ -75,7 +84,9 @@ class LatentUpsampler(nn.Module):
 
 def adain(latent, reference):
     """Every channel of latent (B, C, f, h, w) with the mean and the standard deviation that this channel has
-    in reference (B, C, f', h', w'), for each sample."""
+    in reference (B, C, f', h', w'), for each sample. Raises ValueError for other shapes."""
+    require.shape("latent", latent, "B", "C", "f", "h", "w")
+    require.shape("reference", reference, *latent.shape[:2], "f", "h", "w")
     axes = (2, 3, 4)
     std, mean = torch.std_mean(latent, axes, keepdim=True)                                # (B, C, 1, 1, 1)
     new_std, new_mean = torch.std_mean(reference, axes, keepdim=True)
@@ -83,13 +94,16 @@ def adain(latent, reference):
 
 
 def tone_map(latent, compression):
-    """Pull large values of a normalised latent towards 0, from compression 0, not at all, to 1 (SPEC 2.3)."""
+    """Pull large values of a normalised latent towards 0, from compression 0, not at all, to 1 (SPEC 2.3).
+    Raises ValueError for another compression."""
+    require.number("compression", compression, 0, 1)
     k = 0.75 * compression
     return latent * (1 - 0.8 * k * torch.sigmoid(4 * k * (latent.abs() - 1)))
 
 
 def upsampler_at(path):
-    """Where the upsampler is: a file, a folder, or the folder `latent_upsampler` in it."""
+    """Where the upsampler is: a file, a folder, or the folder `latent_upsampler` in it. Raises ValueError if
+    the path does not exist."""
     if not Path(path).exists():
         raise ValueError(f"there is no {path}: give a latent upsampler, a .safetensors file or a folder")
     inner = Path(path) / "latent_upsampler"
@@ -97,7 +111,8 @@ def upsampler_at(path):
 
 
 def read_upsampler(path):
-    """The config of an official file or a diffusers folder -> UpsamplerConfig."""
+    """The config of an official file or a diffusers folder -> UpsamplerConfig. Raises ValueError for a broken
+    or foreign file, and for values that minltx does not have."""
     path = upsampler_at(path)
     if path.is_dir():
         values = store.read_json(path / "config.json")
@@ -124,7 +139,8 @@ def read_upsampler(path):
 
 def load_upsampler(path, dtype=None, device="cpu"):
     """An official single file (ltxv-spatial-upscaler-....safetensors), a diffusers folder `latent_upsampler`,
-    or the folder that holds it -> LatentUpsampler. dtype: as in `load_pretrained`. Raises ValueError."""
+    or the folder that holds it -> LatentUpsampler. dtype: as in `load_pretrained`. Raises ValueError as
+    `read_upsampler` does, and for tensors that do not fit."""
     path, device = upsampler_at(path), pick_device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     with torch.device("meta"):

@@ -33,7 +33,7 @@ def load_pretrained(path, dtype=None, device="cpu", causal_time=None, release=No
 
 def read_config(path, release=None):
     """A file or folder -> its `ReleaseConfig`, and what the VAE's blocks are called there (None: officially).
-    Reads headers only."""
+    Reads headers only. Raises ValueError for a missing or foreign file, and for an unknown release."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"there is no {path}: give an official .safetensors file or a diffusers folder")
@@ -68,7 +68,8 @@ def check_size(config, tensors, path):
 
 
 def empty_model(config, causal_time):
-    """An LTXVideo without memory for its weights, on the meta device."""
+    """An LTXVideo without memory for its weights, on the meta device. Raises ValueError for a config that no
+    model has."""
     if causal_time is not None:
         config = replace(config, dit=replace(config.dit, causal_time=causal_time))
     try:

@@ -6,7 +6,8 @@
 
 
 def load_toy(path=None):
-    """The shipped toy, or the one in a run's model.pt -> ToyModel, ready to sample. Raises ValueError."""
+    """The shipped toy, or the one in a run's model.pt -> ToyModel, ready to sample. Raises ValueError as
+    `toy.model.load_checkpoint` does."""
     from minltx.toy.model import SHIPPED, load_checkpoint
 
     return load_checkpoint(path or SHIPPED)[0]

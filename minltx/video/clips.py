@@ -81,7 +81,8 @@ class Bucket:
 
 
 def parse_buckets(text):
-    """"17x32x32,9x48x32" (frames x height x width) -> tuple of Buckets. Raises ValueError."""
+    """"17x32x32,9x48x32" (frames x height x width) -> tuple of Buckets. Raises ValueError for other
+    words."""
     return tuple(Bucket(*parse_sizes(part.strip())) for part in text.split(","))
 
 
@@ -273,7 +274,8 @@ class ClipCache:
         self.room, self.videos = limit, {}
 
     def take(self, clip, fps):
-        """The whole Clip in the size of its bucket -> (3, clip.frames, H, W), uint8."""
+        """The whole Clip in the size of its bucket -> (3, clip.frames, H, W), uint8. Raises ValueError if its
+        file cannot be read, or has another number of frames."""
         if clip.path in self.videos:
             return self.videos[clip.path]
         video, _ = read_clip(clip.path, fps, (clip.bucket.height, clip.bucket.width))
@@ -316,8 +318,8 @@ def open_folder(folder, vae, fps, buckets=(), check_caption=None, most=None, lim
     -> (ClipFolders for training, ClipFolders held out, [(file name, reason)]), a ClipFolder for each bucket
     that has clips (without buckets: for each shape), the most frames first. Every tenth of the usable clips,
     sorted by name, is held out; of fewer than ten, the last one; of a single clip, none, and the second list
-    is empty. `limit`: bytes of decoded clips to keep in memory. The rest is as in `check_folder`; also raises
-    ValueError if there is no usable clip.
+    is empty. `limit`: bytes of decoded clips to keep in memory. The rest is as in `check_folder`. Raises
+    ValueError as that does, and if there is no usable clip.
     """
     clips, bad = check_folder(folder, vae, fps, buckets, check_caption, most)
     report_bad(folder, clips, bad)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
+from minltx import require
 from minltx.caption_files import VIDEOS
 from minltx.files import put_in_place, reason
 
@@ -24,7 +25,7 @@ def to_uint8(video):
 
 
 def import_av():
-    """The optional package for mp4, mov, webm ... Raises ValueError if it is not installed."""
+    """The optional package for mp4, mov, webm and others. Raises ValueError if it is not installed."""
     try:
         import av
     except ImportError:
@@ -50,9 +51,14 @@ def save_video(path, video, captions, fps=16.0, columns=None):
 
     .gif and .mp4: a grid of all videos with captions (a single video of 256 or more pixels: without); .png: a
     sheet with one video per row; .npz: `frames` (B, F, H, W, 3) uint8 and `prompts`. Raises ValueError for
-    another ending, or if the package for mp4 is not installed.
+    another ending, other shapes, another number of captions, fps that is not positive, or if the package for
+    mp4 is not installed.
     """
     check_ending(path)
+    require.shape("video", video, "B", 3, "F", "H", "W")
+    require.number("fps", fps, 0.001, 1000)
+    if captions is not None:
+        require.require(len(captions) == len(video), "the number of captions", len(captions), f"{len(video)}")
     frames, ending = to_uint8(video), Path(path).suffix.lower()
     zoom = max(1, 128 // frames.shape[3])
     if captions is None and len(frames) > 1:
@@ -204,7 +210,8 @@ def frames_of_video(path):
 
 
 def frames_of_picture(path):
-    """Yield (PIL image, seconds it is shown) for the frames of a GIF, or for the one of another picture."""
+    """Yield (PIL image, seconds it is shown) for the frames of a GIF, or for the one of another picture.
+    Raises ValueError for more than 8 bits per colour, and for a GIF that is cut off."""
     with Image.open(path, formats=FORMATS) as image:
         if image.format != "GIF":
             if image.mode.startswith(("I", "F")):
@@ -221,7 +228,8 @@ def frames_of_picture(path):
 
 
 def frames_of_npz(path):
-    """Yield (PIL image, seconds it is shown): the file does not store how long."""
+    """Yield (PIL image, seconds it is shown): the file does not store how long. Raises ValueError if it has
+    no frames as `save_video` writes them, and for more than MOST bytes."""
     with zipfile.ZipFile(path) as file:
         sizes = {entry.filename: entry.file_size for entry in file.infolist()}
     if "frames.npy" not in sizes:

@@ -83,7 +83,9 @@ def decode_in_tiles(decode, config, latent, t, generator=None, tiles=(8, 16, 16)
 
 
 def use_tiles(vae, tiles, halo=HALO):
-    """Make this VideoVAE decode in tiles from now on."""
+    """Make this VideoVAE decode in tiles from now on. Raises ValueError as `check_tiles` does, as far as no
+    grid is needed for it."""
+    check_tiles(vae.config, tiles, tiles, halo)
     whole = vae.decode
 
     def decode(latent, t, generator=None):
