@@ -54,6 +54,9 @@ def students(tmp_path_factory):
     return out
 
 
+RIGHT = "import torch\ndef velocity(x0, noise):\n    return noise - x0"
+
+
 # --- The sources, and what is built from them -------------------------------------------------------------
 
 def test_the_sources_are_in_nbgraders_format():
@@ -190,9 +193,21 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, message, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name, content, message", [
+    ("A1.ipynb", "{", "is not a Jupyter notebook"), ("A1.py", RIGHT, "is not a Jupyter notebook"),
+    ("A1.ipynb", "", "is not a Jupyter notebook"),
+    ("mine.ipynb", nbformat.writes(nbformat.v4.new_notebook()), "is not named after an assignment")])
+def test_a_single_file_that_cannot_be_graded_is_one_line(name, content, message, tmp_path, capsys):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        course.main(["grade", str(tmp_path / name), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.out == "" and not (tmp_path / "out").exists()
+    assert f"{name} {message}" in said.err and said.err.count("\n") == 1
+
+
 # --- Grading ----------------------------------------------------------------------------------------------
 
-RIGHT = "import torch\ndef velocity(x0, noise):\n    return noise - x0"
 WRONG = "def predict_x0(z, v, t):\n    return z + t.reshape(-1, *[1] * (z.ndim - 1)) * v"
 LATER = ("def interpolate(x0, noise, t):\n    t = t.reshape(-1, *[1] * (x0.ndim - 1))\n"
          "    return (1 - t) * x0 + t * noise")

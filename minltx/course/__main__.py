@@ -124,6 +124,17 @@ def build(sources, out):
 
 # --- One submission ---------------------------------------------------------------------------------------
 
+def read_submission(path, content=None):
+    """path, or its content as of `read_bytes` -> a notebook, its tasks. Raises ValueError if it has none."""
+    if isinstance(content, str):
+        raise ValueError(content)
+    notebook = read_notebook(path, content)
+    tasks = tasks_of(notebook, path)
+    if not tasks:
+        raise ValueError(f"{path} is not named after an assignment: name it A1..., A2..., ...")
+    return notebook, tasks
+
+
 def empty_result(path, note):
     """The result of a submission that cannot be graded, with the reason."""
     return {"file": str(path), "assignment": "", "points": 0, "of": 0, "tasks": {}, "notes": [note],
@@ -138,12 +149,9 @@ def grade(path, limits=(20.0, 120.0), content=None, seed=0):
     reader should look at before the points count.
     """
     try:
-        notebook = read_notebook(path, content)
+        notebook, tasks = read_submission(path, content)
     except ValueError as error:
         return empty_result(path, str(error))
-    tasks = tasks_of(notebook, path)
-    if not tasks:
-        return empty_result(path, f"{path} is not named after an assignment: name it A1..., A2..., ...")
     hints, notes, skip, marks = {}, [], [], {}
     while len(skip) < ATTEMPTS:
         found, new, stopped = run_submission(notebook, tasks, limits, skip, seed + len(skip))
@@ -172,7 +180,7 @@ def known_cells(assignment):
 def submissions(path):
     """A notebook, or all notebooks in a folder -> {file: its bytes, or the reason why it is not read}.
 
-    Raises ValueError if there is no notebook.
+    Raises ValueError if there is no notebook, or if a single file cannot be graded.
     """
     path = Path(path)
     if not path.exists():
@@ -181,7 +189,10 @@ def submissions(path):
         p for p in path.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     if not files:
         raise ValueError(f"there is no notebook in {path}")
-    return {file: read_bytes(file) for file in files}
+    contents = {file: read_bytes(file) for file in files}
+    if path.is_file():
+        read_submission(path, contents[path])
+    return contents
 
 
 def read_bytes(file):
@@ -198,8 +209,6 @@ def read_bytes(file):
 
 def grade_alone(path, limits, content, seed):
     """`grade` in a process of its own; a submission that breaks the grader gets a note and no points."""
-    if isinstance(content, str):
-        return empty_result(path, content)
     longest = ATTEMPTS * (120 + limits[1] + 4 * limits[0])
     try:
         return run_alone(grade, (path, limits, content, seed), longest)
