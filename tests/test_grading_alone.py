@@ -3,6 +3,7 @@ is ended."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 
 from minltx.course import __main__ as course    # noqa: E402
-from minltx.course.alone import descendants, run_alone    # noqa: E402
+from minltx.course.alone import descendants, run_alone, states    # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -185,6 +186,7 @@ def test_a_submission_that_harms_the_grader_costs_no_other_its_grade(tmp_path):
                 "cells": [cell(RIGHT), cell(harm.replace("{folder!r}", repr(str(folder))))]}
         (folder / f"{i} {name}.ipynb").write_text(json.dumps(page))
     (folder / "9 honest.ipynb").write_text(json.dumps({**page, "cells": [cell(RIGHT)]}))
+    run_alone(sorted, ([2, 1],), 60)                            # the server that starts the processes stays
     before = descendants(os.getpid())
     results = course.grade_all(folder, tmp_path / "out", (10.0, 60.0))
     assert descendants(os.getpid()) == before
@@ -192,3 +194,85 @@ def test_a_submission_that_harms_the_grader_costs_no_other_its_grade(tmp_path):
     assert (folder / "9 honest.ipynb").stat().st_size == 0
     assert all(r["points"] == 1 or "cannot be graded: its process ended" in r["notes"][0] for r in results)
     assert (tmp_path / "out" / "grades.csv").read_text().count("\n") == len(results) + 1
+
+
+# --- What a submission must not change --------------------------------------------------------------------
+
+CHANGES = {
+    "written": lambda folder: (folder / "flow.py").write_text("# velocity"),
+    "as long and as old": lambda folder: (
+        (folder / "flow.py").write_text("v = 2"), os.utime(folder / "flow.py", (1, 1))),
+    "new": lambda folder: (folder / "__pycache__").mkdir() or (folder / "__pycache__" / "flow.pyc").touch(),
+    "before a module": lambda folder: (folder / "flow").symlink_to(folder.parent),
+    "removed": lambda folder: (folder / "flow.py").unlink(),
+    "renamed": lambda folder: (folder / "flow.py").rename(folder / "flow2.py"),
+    "too large to read": lambda folder: os.truncate(folder / "flow.py", 2**40)}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_of_a_file_is_seen(change, tmp_path):
+    folder = tmp_path / "minltx"
+    folder.mkdir()
+    (folder / "flow.py").write_text("v = 1")
+    os.utime(folder / "flow.py", (1, 1))
+    before = states([folder])
+    assert before == states([folder]) and before != {}
+    try:
+        CHANGES[change](folder)
+    except OSError:
+        pytest.skip("not on this system")
+    assert states([folder]) != before
+
+
+def small_installation(folder, monkeypatch):
+    """Three submissions, and a package and assignments that are not the real ones."""
+    for path in ("minltx/flow.py", "assignments/A1_flow.ipynb", "in/a.ipynb", "in/b.ipynb", "in/c.ipynb"):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text("")
+    monkeypatch.setattr(course, "PACKAGE", folder / "minltx")
+    monkeypatch.setattr(course, "SOURCES", folder / "assignments")
+
+
+@pytest.mark.parametrize("target", ["minltx/flow.py", "minltx/new.py", "assignments/A1_flow.ipynb",
+                                    "out/grades.json", "out/grades.csv", None])
+def test_a_submission_that_changes_the_graders_files_ends_the_grading(target, tmp_path, monkeypatch, capsys):
+    """The line names both; the grades before it are kept, as they were."""
+    small_installation(tmp_path, monkeypatch)
+
+    def graded(path, limits, content, seed):
+        if path.stem == "b" and target:
+            (tmp_path / target).write_text("[]")
+        return course.empty_result(path, "graded")
+
+    monkeypatch.setattr(course, "grade_alone", graded)
+    arguments = ["grade", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    if target is None:
+        course.main(arguments)
+    else:
+        with pytest.raises(SystemExit, match="2"):
+            course.main(arguments)
+        error = capsys.readouterr().err
+        assert f"{tmp_path / target} changed while {tmp_path / 'in' / 'b.ipynb'} was graded: " in error
+        assert error.count("\n") == 1
+    stored = json.loads((tmp_path / "out" / "grades.json").read_text())
+    graded_ones = ["a.ipynb", "b.ipynb", "c.ipynb"] if target is None else ["a.ipynb"]
+    assert [Path(r["file"]).name for r in stored] == graded_ones
+    assert (tmp_path / "out" / "grades.csv").read_text().count("\n") == len(stored) + 1
+
+
+@pytest.mark.slow
+def test_a_submission_that_writes_into_the_package_is_named(tmp_path):
+    """In a copy: the command, its kernels, and honest submissions before and after it."""
+    for name in ("minltx", "notebooks/assignments"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    harm = "import minltx.flow\nopen(minltx.flow.__file__, 'a').write('velocity = abs')"
+    for name, cells in {"a": [RIGHT], "b": [RIGHT, harm], "c": [RIGHT]}.items():
+        page = {**EMPTY, "metadata": {"minltx": {"assignment": "A1"}}, "cells": [cell(x) for x in cells]}
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{name}.ipynb").write_text(json.dumps(page))
+    done = subprocess.run([sys.executable, "-m", "minltx.course", "grade", "in"], cwd=tmp_path, text=True,
+                          capture_output=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{tmp_path / 'minltx' / 'flow.py'} changed while in/b.ipynb was graded: " in done.stderr
+    stored = json.loads((tmp_path / "grades" / "grades.json").read_text())
+    assert [(Path(r["file"]).name, r["points"]) for r in stored] == [("a.ipynb", 1)]

@@ -9,6 +9,7 @@ All submissions are read before the first one runs, and after each one its proce
 so far are written. Submissions are untrusted code: grade them in a container.
 """
 
+import compileall
 import copy
 import csv
 import importlib
@@ -26,8 +27,8 @@ except ImportError as error:
     raise SystemExit(f"python -m minltx.course needs Jupyter ({error}): pip install jupyter") from None
 
 from minltx.command import SEED, Parser, new_folder, number, one_line, printable
-from minltx.course.alone import run_alone
-from minltx.course.checks import CHECKS, OWN_FUNCTION
+from minltx.course.alone import run_alone, states
+from minltx.course.checks import CHECKS, OWN_FUNCTION, PACKAGE
 from minltx.files import put_in_place
 
 INSTALLED = Path(__file__).with_name("assignments")                    # after pip install
@@ -220,15 +221,23 @@ def grade_all(path, out, limits, seed=None):
     """A notebook, or all notebooks in a folder -> results; writes grades.json and grades.csv to `out`, anew
     after each submission. seed: the inputs'; None draws one, which is printed.
 
-    Raises ValueError if there is no notebook, and OSError if the grades cannot be written.
+    Raises ValueError if there is no notebook, and if a submission changed the package, the assignments or the
+    grades while it ran: later ones could profit. Raises OSError if the grades cannot be written.
     """
     results, contents = [], submissions(path)      # read before the first one runs: none changes another
     seed = secrets.randbits(32) if seed is None else seed
     print(f"inputs from --seed {seed}")
+    compileall.compile_dir(PACKAGE, quiet=2)       # so that no import writes a file there
+    watched = PACKAGE, Path(SOURCES), Path(out) / "grades.json", Path(out) / "grades.csv"
     for file, content in contents.items():
-        results.append(grade_alone(file, limits, content, seed))
-        print_grade(results[-1])
+        before = states(watched).items()
+        result = grade_alone(file, limits, content, seed)
+        changed = sorted(str(path) for path, _ in before ^ states(watched).items())
+        results += [] if changed else [result]
         write_grades(results, Path(out))
+        if changed:
+            raise ValueError(f"{changed[0]} changed while {file} was graded: restore it, then grade the rest")
+        print_grade(result)
     return results
 
 

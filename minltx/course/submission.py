@@ -115,7 +115,8 @@ def start(folder):
                             resources={"metadata": {"path": folder}})
     client.log.disabled = True                                         # timeouts are reported in the notes
     paths = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
-    return client, {"OMP_NUM_THREADS": "1", **os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": paths}
+    return client, {"OMP_NUM_THREADS": "1", **os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": paths,
+                    "PYTHONDONTWRITEBYTECODE": "1"}                    # the package's files are watched
 
 
 def run_submission(notebook, tasks, limits, skip, seed):
