@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,12 @@ from minltx.course.questions import T975
 from right_answers import RIGHT
 from wrong_answers import WRONG, function_of
 
-HINTS = {text for c in CHECKS.values() for text in c.mistakes}
+DESCRIBED = r"(result \d of \d: )?(\d+ of \d+ values are wrong|expected )"      # what differs, not why
 
 
 def test_every_question_knows_at_least_four_mistakes():
     assert all(len(c.mistakes) >= 4 and c.points > 0 for c in CHECKS.values())
-    assert sum(len(c.mistakes) for c in CHECKS.values()) >= 200
+    assert sum(len(c.mistakes) for c in CHECKS.values()) >= 255
     assert {task[:2] for task in CHECKS} == {"A1", "A2", "A3", "A4", "A5"}
 
 
@@ -52,22 +53,22 @@ def test_the_packages_function_is_correct_and_a_stub_is_not(task, capsys):
 
 @pytest.mark.parametrize("task", CHECKS)
 def test_each_mistake_gets_its_own_hint(task):
-    for text, mistake in CHECKS[task].mistakes.items():
-        assert judge(task, mistake) == text
+    for text, mistakes in CHECKS[task].mistakes.items():
+        for mistake in mistakes if isinstance(mistakes, tuple) else [mistakes]:
+            assert judge(task, mistake) == text
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
-def test_wrong_answers_are_refused_and_get_no_wrong_hint():
-    """A wrong hint is the hint of a mistake that this answer did not make."""
+def test_wrong_answers_are_refused_and_get_the_hint_that_fits():
+    """A hint names the cause, or it only describes what differs; it never names another cause."""
     answers = [(task, source, fragment) for task, rows in WRONG.items() for source, fragment in rows]
     found = [judge(task, function_of(source)) for task, source, _ in answers]
-    assert WRONG.keys() == CHECKS.keys() and len(answers) >= 300 and min(map(len, WRONG.values())) >= 7
+    assert WRONG.keys() == CHECKS.keys() and len(answers) >= 360 and min(map(len, WRONG.values())) >= 7
     assert [answer for answer, hint in zip(answers, found) if hint is None] == []
     wrong = [(answer, hint) for answer, hint in zip(answers, found)
-             if hint in HINTS and (answer[2] is None or answer[2] not in hint)]
-    assert len(wrong) <= 0.05 * len(answers), wrong
-    fitting = [hint for answer, hint in zip(answers, found) if answer[2] and answer[2] in hint]
-    assert len(fitting) >= 0.95 * sum(fragment is not None for *_, fragment in answers)
+             if not (answer[2] in hint if answer[2] else re.match(DESCRIBED, hint))]
+    assert wrong == []
+    assert sum(fragment is None for *_, fragment in answers) <= 0.18 * len(answers)
 
 
 @pytest.mark.parametrize("task", CHECKS)

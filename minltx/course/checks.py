@@ -250,8 +250,8 @@ def package_calls(task):
 def verdict(task, calls, outcomes):
     """None if all outcomes of an answer are those of the correct function, else the hint."""
     c, before = CHECKS[task], len(CHECKS[task].inputs(torch.Generator()))
-    for number, (call, outcome) in enumerate(zip(calls, outcomes)):
-        right = run_call(c.reference, call)
+    rights = [run_call(c.reference, call) for call in calls]
+    for number, (call, outcome, right) in enumerate(zip(calls, outcomes, rights)):
         problem = problem_of(c, call, outcome, right)
         if problem is None:
             continue
@@ -259,7 +259,8 @@ def verdict(task, calls, outcomes):
             return problem
         where = describe(c, call)
         if number < before:
-            return hint(c, calls[:before], outcomes[:before]) or f"{problem}, {where}"
+            known = hint(c, calls[:before], outcomes[:before])
+            return known or f"{in_common(c, outcomes[:before], rights)}{problem}, {where}"
         if number <= 2 * before and not outcome["error"]:
             return f"the first calls were correct, and then: {problem}, {where}. Does it keep old values?"
         return f"{problem}, {where}"
@@ -268,14 +269,15 @@ def verdict(task, calls, outcomes):
 
 def problem_of(c, call, outcome, right):
     """What is wrong with one outcome, in words, or None."""
+    names, changed = list(signature(c.reference).parameters), outcome.get("changed")
+    changes = f"it changes its argument {names[changed[0]]} in place" if changed else ""
     if outcome["error"]:
         kind, text = outcome["error"]
         known = {"NotImplementedError": "not written yet", "TimeoutError": text,
                  "SystemExit": "it ends the program"}
-        return known.get(kind, f"it raises {kind}: {text}")
-    if outcome["changed"]:
-        names = list(signature(c.reference).parameters)
-        return f"it changes its argument {names[outcome['changed'][0]]} in place: make a new tensor instead"
+        return known.get(kind, f"it raises {kind}: {text}{changes and f'; {changes}'}")
+    if changed:
+        return f"{changes}: make a new one instead"
     if not close(outcome["value"], right["value"], c.tolerance):
         return difference(outcome["value"], right["value"], c.tolerance)
     if call.gradients and outcome["gradients"] is None:
@@ -291,10 +293,34 @@ def problem_of(c, call, outcome, right):
 
 def hint(c, calls, outcomes):
     """The hint of the mistake that does the same as the answer for every input, or None."""
-    for text, mistake in c.mistakes.items():
-        if all(alike(o, run_call(mistake, call), c.tolerance) for call, o in zip(calls, outcomes)):
-            return text
+    for text, mistakes in c.mistakes.items():
+        for mistake in mistakes if isinstance(mistakes, tuple) else [mistakes]:
+            if all(alike(o, run_call(mistake, call), c.tolerance) for call, o in zip(calls, outcomes)):
+                return text
     return None
+
+
+def in_common(c, outcomes, rights):
+    """What all wrong results of an answer have in common, in words, if no known mistake fits; or ""."""
+    pairs = [(outcome.get("value"), right["value"]) for outcome, right in zip(outcomes, rights)]
+    if not any(value is not None or outcome["error"] for (value, _), outcome in zip(pairs, outcomes)):
+        return "the function returns None: is the return missing? "
+    found = [relation(*pair, c.tolerance) for pair in pairs if not close(*pair, c.tolerance)]
+    return found[0] if len(found) > 1 and len(set(found)) == 1 else ""
+
+
+def relation(answer, expected, tolerance):
+    """A wrong result in terms of the correct one: a factor, another order, shape or dtype; or ""."""
+    if isinstance(expected, list) and {type(x) for x in flat([answer, expected])} == {float}:
+        answer, expected = torch.tensor(answer), torch.tensor(expected)
+    if not is_float(answer) or not is_float(expected) or answer.numel() != expected.numel():
+        return ""
+    a, e = answer.double().flatten(), expected.double().flatten()
+    factor = (a @ e / (e @ e)).item()
+    if close(a.sort()[0], e.sort()[0], tolerance):
+        return "the right values in another order, shape or dtype: "
+    known = 1e-6 < abs(factor) < 1e6 and close(a, factor * e, tolerance)
+    return f"every value is {factor:.4g} times the correct one: " if known else ""
 
 
 def alike(a, b, tolerance):
@@ -323,11 +349,10 @@ def close(answer, expected, tolerance):
 
 def difference(answer, expected, tolerance):
     """How a wrong answer differs, for answers that equal no known mistake."""
-    if answer is None:
-        return "the function returns None: is the return missing?"
     if isinstance(expected, (tuple, list)):
-        if not isinstance(answer, (tuple, list)) or len(answer) != len(expected):
-            return f"expected {len(expected)} values, got {kind_of(answer)}"
+        count = len(answer) if isinstance(answer, (tuple, list)) else kind_of(answer)
+        if count != len(expected):
+            return f"expected {len(expected)} values, got {count}"
         i = next(i for i, (a, b) in enumerate(zip(answer, expected)) if not close(a, b, tolerance))
         return f"result {i + 1} of {len(expected)}: {difference(answer[i], expected[i], tolerance)}"
     if not torch.is_tensor(expected):
@@ -339,7 +364,7 @@ def difference(answer, expected, tolerance):
     if not torch.is_tensor(answer):
         return f"expected a tensor, got {kind_of(answer)}"
     if answer.shape != expected.shape:
-        return f"expected the shape {tuple(expected.shape)}, got {tuple(answer.shape)}"
+        return f"expected the shape {tuple(expected.shape) or '() of one number'}, got {tuple(answer.shape)}"
     if answer.dtype != expected.dtype:
         return f"expected {expected.dtype}, got {answer.dtype}"
     off = ~torch.isclose(answer.double(), expected.double(), tolerance, tolerance, equal_nan=True)

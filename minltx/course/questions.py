@@ -18,7 +18,8 @@ from minltx import flow, layers, losses, patchify, rope, sampler, vae
 @dataclass(frozen=True)
 class Check:
     """One question: the function's name, its points, the correct function, inputs(generator) -> list of
-    argument tuples, mistakes {hint: function}, and the arguments whose gradients are compared."""
+    argument tuples, mistakes {hint: function, or several functions}, and the arguments whose gradients are
+    compared."""
 
     name: str
     points: int
@@ -54,6 +55,11 @@ def tokens_that_count(g):
     return [(normal(g, B, N, C), normal(g, B, N, C),
              torch.arange(B * N).reshape(B, N, 1).remainder(n).ne(1).float())
             for B, N, C, n in ((2, 7, 4, 3), (1, 3, 3, 2), (3, 2, 5, 99))]
+
+
+def with_axes(formula):
+    """A mistake in a formula of two tensors and t: t always gets the same number of axes."""
+    return tuple(lambda a, b, t, n=n: formula(a, b, t.reshape(-1, *[1] * n)) for n in (0, 2, 3, 4))
 
 
 def path_with(data, noise):
@@ -106,7 +112,8 @@ A1 = {
         "that is the curved path of DDPM, whose squared weights add up to 1; rectified flow is straight":
             path_with(lambda t: (1 - t**2).sqrt(), lambda t: t),
         "the data must fade out: multiply x0 by 1 - t": path_with(lambda t: 1, lambda t: t),
-        "append axes of length 1 to t until it has as many axes as x0": lambda x, n, t: (1 - t) * x + t * n,
+        "append axes of length 1 to t until it has as many axes as x0":
+            with_axes(lambda x, n, t: (1 - t) * x + t * n),
         "one more axis is enough for points, not for latents: t needs as many axes as x0":
             lambda x, n, t: (1 - t[:, None]) * x + t[:, None] * n,
         "every sample has its own time; you used the first one for all":
@@ -124,7 +131,8 @@ A1 = {
         "the distance to the data is t, not 1 - t": lambda z, v, t: z - (1 - along(t, z)) * v,
         "the way back has length t; you took a whole step of length 1": lambda z, v, t: z - v,
         "you went on to the noise; the data is at t = 0": lambda z, v, t: z + (1 - along(t, z)) * v,
-        "append axes of length 1 to t until it has as many axes as z": lambda z, v, t: z - t * v,
+        "v is the velocity, not the noise": lambda z, v, t: (z - along(t, z) * v) / (1 - along(t, z)),
+        "append axes of length 1 to t until it has as many axes as z": with_axes(lambda z, v, t: z - t * v),
         "one more axis is enough for points, not for latents: t needs as many axes as z":
             lambda z, v, t: z - t[:, None] * v}, (0, 1, 2)),
     "A1.4": Check("flow_loss", 2, flow.flow_loss, tokens_that_count, {
@@ -134,7 +142,11 @@ A1 = {
         "one mean over the batch, not a mean per sample: samples with few tokens would weigh more":
             lambda v, x, w: (((v - x).square() * w).sum((1, 2)) / w.expand_as(v).sum((1, 2))).mean(),
         "weight 1 counts and 0 does not; you swapped them": lambda v, x, w: flow.flow_loss(v, x, 1 - w),
-        "a mean, not a sum: divide by the sum of the weight": lambda v, x, w: ((v - x).square() * w).sum(),
+        "a mean, not a sum: divide by the sum of the weight": tuple(
+            lambda v, x, w, count=count: ((v - x).square() * w).sum() / count(v)
+            for count in (lambda v: 1, len, lambda v: v.shape[-1])),
+        "the mean over channels must keep its axis, so that it is (B, N, 1) as the weight: keepdim=True":
+            lambda v, x, w: ((v - x).square().mean(-1) * w).sum() / w.sum(),
         "use the squared error, not the absolute error":
             lambda v, x, w: ((v - x).abs() * w.expand_as(v)).sum() / w.expand_as(v).sum(),
         "the weight has one number per token, v has one per channel: expand the weight before you sum it":
@@ -144,6 +156,8 @@ A1 = {
         (0.98 * uniform(g, 7) + 0.01, 6144), (torch.tensor([0.5]), 2304)], {
         "mu is added to the logit of t, not to t itself": shift_with(lambda t, mu: t + mu),
         "that is still a logit: the sigmoid of it is a time": shift_with(lambda t, mu: torch.logit(t) + mu),
+        "the odds t / (1 - t) grow by e^mu, not t itself": shift_with(lambda t, mu: t * math.exp(mu)),
+        "mu is added to the logit of t: take it first": shift_with(lambda t, mu: torch.sigmoid(t + mu)),
         "mu is an exponent: the odds t / (1 - t) grow by e^mu":
             shift_with(lambda t, mu: mu / (mu + 1 / t - 1)),
         "that shifts towards data; a positive mu must shift towards noise":
@@ -172,6 +186,8 @@ A1 = {
         "evaluate the velocity again at every step: it depends on place and time":
             lambda v, z, s: z + (s[-1] - s[0]) * v(z, s[:1].expand(len(z))),
         "the last step is missing: it ends at the last time": lambda v, z, s: sampler.euler(v, z, s[:-1]),
+        "the first step is missing: it begins at the first time": lambda v, z, s: sampler.euler(v, z, s[1:]),
+        "the step is t_next - t, not t": euler_with(lambda v, z, t, s: z - t[:, None] * v(z, t)),
         "each step has its own length, t_next - t; the steps are not equal":
             lambda v, z, s: euler_with(lambda v, z, t, n: z - v(z, t) / (len(s) - 1))(v, z, s),
         "the loop returns after its first step: the return belongs after the loop":
@@ -184,11 +200,14 @@ A1 = {
         "one error is left: at t = 0 the network should see the data": loss_with(backwards),
         "the target is now the wrong one: it was noise - x0":
             loss_with(flow.interpolate, target=lambda x0, noise: x0 - noise),
-        "the network's time must be that of its point": loss_with(backwards, lambda t: 1 - t),
+        "repair the path, not the network's time": loss_with(backwards, lambda t: 1 - t),
+        "the network's time must be that of its point": loss_with(flow.interpolate, lambda t: 1 - t),
+        "the target is the velocity, not the noise": loss_with(flow.interpolate, target=lambda x0, n: n),
         "use the squared error, not the absolute error":
             loss_with(flow.interpolate, mean=lambda d: d.abs().mean()),
-        "the mean of the squared errors, not their sum":
-            loss_with(flow.interpolate, mean=lambda d: d.square().sum())}, (1, 2)),
+        "the mean of the squared errors over all numbers, not their sum": tuple(
+            loss_with(point, mean=mean) for point in (flow.interpolate, backwards)
+            for mean in (lambda d: d.square().sum(), lambda d: d.square().sum(-1).mean()))}, (1, 2)),
 }
 
 
@@ -204,6 +223,29 @@ def fold_with(split, order):
     """A mistake in patchify: the axes after `split` in another order, then joined."""
     return lambda x, p: split(x, p).permute(order).reshape(
         x.shape[0], -1, x.shape[2], x.shape[3] // p, x.shape[4] // p)
+
+
+def norm_with(square, axis):
+    """x divided by the root of square(x, mean square of x), with a mistake in `square` or the axis."""
+    return lambda x: x / square(x, x.square().mean(axis, keepdim=True)).sqrt()
+
+
+def norm_mistakes(axis, eps):
+    """The mistakes that A2.4 and A3.4 share. eps: the small number, in words."""
+    e, several = float(eps), {
+        f"zeros become nan: add {eps} inside the root": [lambda x, m: m],
+        f"add {eps} inside the root, not to the root": [lambda x, m: (m.sqrt() + e) ** 2],
+        f"the number inside the root is {eps}": [lambda x, m: m + 1e-5, lambda x, m: m + 2**-23],
+        "divide by the root of the mean square": [lambda x, m: (m + e) ** 2, lambda x, m: m**2],
+        "divide by the root, do not multiply by it": [lambda x, m: 1 / (m + e)],
+        "use the mean of the squares, not their sum": [
+            lambda x, m: m * x.shape[axis] + e, lambda x, m: m * x.shape[axis],
+            lambda x, m: (m * x.shape[axis]).clamp(min=1e-24)],
+        "squares, not absolute values": [lambda x, m: (x.abs().mean(axis, keepdim=True) + e) ** 2],
+        "a standard deviation subtracts the mean: use the root of the mean square":
+            [lambda x, m: x.var(axis, keepdim=True), lambda x, m: (x.std(axis, keepdim=True) + e) ** 2],
+        "keep the axis of the mean: mean(..., keepdim=True)": [lambda x, m: m.squeeze(axis) + e]}
+    return {hint: tuple(norm_with(square, axis) for square in squares) for hint, squares in several.items()}
 
 
 def causal_pad(x):
@@ -251,7 +293,7 @@ A2 = {
         "reshape alone mixes pixels of different patches: permute the axes first":
             fold_with(lambda x, p: x, (0, 1, 2, 3, 4)),
         "the colour must be the slowest of the new channel's three indices (c, column, row)":
-            fold_with(cut, (0, 6, 4, 1, 2, 3, 5)),
+            (fold_with(cut, (0, 6, 4, 1, 2, 3, 5)), fold_with(cut, (0, 4, 6, 1, 2, 3, 5))),
         "the pixels of a patch are neighbours: H splits into (H/p, p), not (p, H/p)":
             fold_with(lambda x, p: x.reshape(*x.shape[:3], p, x.shape[3] // p, p, x.shape[4] // p),
                       (0, 1, 5, 3, 2, 4, 6)),
@@ -270,35 +312,37 @@ A2 = {
             lambda x: torch.cat([x] + [x[:, :, -1:]] * 2, dim=2),
         "zeros look like a fade from black: repeat the first frame": lambda x: F.pad(x, (0, 0, 0, 0, 2, 0)),
         "a kernel of 3 frames needs two more frames, not one": lambda x: torch.cat([x[:, :, :1], x], dim=2),
+        "x[:, :, 0] drops an axis, x[:, :, :1] does not": lambda x: torch.cat([x[:, :, 0]] * 2 + [x], dim=2),
         "frames are the third axis of (B, C, F, H, W)": lambda x: torch.cat([x[:, :1]] * 2 + [x], dim=1),
         "repeat the *first* frame twice; you copied the first two frames":
             lambda x: torch.cat([x[:, :, :2], x], dim=2)}, (0,)),
     "A2.4": Check("pixel_norm", 2, vae.pixel_norm, lambda g: [
         (3 * normal(g, 2, 6, 2, 3, 3) + 1,), (normal(g, 1, 5, 1, 1, 2) / 10000,),
         (torch.zeros(1, 2, 1, 1, 1),)], {
-        "zeros become nan: add 1e-8 inside the root":
-            lambda x: x / x.square().mean(1, keepdim=True).sqrt(),
         "do not subtract a mean: only the length of the channel vector changes":
             lambda x: F.layer_norm(x.movedim(1, -1), (x.shape[1],)).movedim(-1, 1),
-        "unit *mean* square, not unit length: divide the sum of squares by the number of channels":
-            lambda x: x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt(),
         "normalise each voxel on its own: the mean is over channels, not over space and time":
-            lambda x: x * (x.square().mean((1, 2, 3, 4), keepdim=True) + 1e-8).rsqrt(),
-        "divide by the root of the mean square": lambda x: x / (x.square().mean(1, keepdim=True) + 1e-8),
-        "the channels are axis 1 of (B, C, f, h, w), not the last axis":
-            lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-8).sqrt()}, (0,)),
+            norm_with(lambda x, m: m + 1e-8, (1, 2, 3, 4)),
+        "the channels are axis 1 of (B, C, f, h, w), not a later axis":
+            (norm_with(lambda x, m: m + 1e-8, -1), norm_with(lambda x, m: m + 1e-8, 2)),
+        **norm_mistakes(1, "1e-8")}, (0,)),
     "A2.5": Check("kl_divergence", 2, losses.kl_divergence, lambda g: [
         (normal(g, B, C, *size), normal(g, B, channels, *size))
         for B, C, channels, size in ((2, 4, 4, (2, 2, 2)), (1, 3, 3, (1, 1, 1)), (2, 4, 1, (1, 2, 3)))] + [
         (normal(g, 1, 2, 1, 1, 2), torch.tensor([5.0, -7.0]).repeat(2).view(1, 2, 1, 1, 2))], {
         "a divergence is never negative": lambda m, lv: -0.5 * (m.square() + lv.exp() - 1 - lv).mean(),
-        "logvar is already the log of the variance: use exp(logvar), not its square":
-            lambda m, lv: 0.5 * (m.square() + (2 * lv).exp() - 1 - 2 * lv).mean(),
+        "logvar is already the log of the variance: use exp(logvar), not its square": tuple(
+            lambda m, lv, k=k: 0.5 * (m.square() + (2 * lv).exp() - 1 - k * lv).mean() for k in (1, 2)),
         "the factor 1/2 is missing": lambda m, lv: (m.square() + lv.exp() - 1 - lv).mean(),
-        "take the mean, not the sum": lambda m, lv: 0.5 * (m.square() + lv.exp() - 1 - lv).sum(),
+        "take the mean over all numbers, not the sum": tuple(
+            lambda m, lv, axes=axes: 0.5 * (m.square() + lv.exp() - 1 - lv).sum(axes).mean()
+            for axes in (1, (1, 2, 3, 4), (0, 1, 2, 3, 4))),
+        "the -1 is missing: N(0, 1) must give 0": lambda m, lv: 0.5 * (m.square() + lv.exp() - lv).mean(),
+        "the sign of logvar: subtract it": lambda m, lv: 0.5 * (m.square() + lv.exp() - 1 + lv).mean(),
         "the term of the mean is missing, mean^2 / 2": lambda m, lv: 0.5 * (lv.exp() - 1 - lv).mean(),
         "logvar is the log of the variance, not the variance: use exp(logvar)":
-            lambda m, lv: 0.5 * (m.square() + lv - 1 - lv.log()).mean(),
+            (lambda m, lv: 0.5 * (m.square() + lv - 1 - lv.log()).mean(),
+             lambda m, lv: 0.5 * (m.square() + lv.square() - 1 - lv).mean()),
         "the mean is squared": lambda m, lv: 0.5 * (m + lv.exp() - 1 - lv).mean()}, (0, 1)),
     "A2.6": Check("noisy_latent", 2, noisy_latent, lambda g: [
         (normal(g, B, 4, *size), normal(g, B, 4, *size), s, normal(g, 4), uniform(g, 4) + 0.5)
@@ -311,6 +355,9 @@ A2 = {
         "that normalises once more; to un-normalise, multiply by std and add mean":
             lambda z, n, s, m, d: raw(flow.interpolate(z, n, s), -m / d, 1 / d),
         "the noise is missing": lambda z, n, s, m, d: raw(z, m, d),
+        "the mean is missing: add it": lambda z, n, s, m, d: raw(flow.interpolate(z, n, s), 0 * m, d),
+        "add mean after you multiply by std": lambda z, n, s, m, d: raw(flow.interpolate(z, n, s), m * d, d),
+        "mean and std are swapped": lambda z, n, s, m, d: raw(flow.interpolate(z, n, s), d, m),
         "mean and std belong to channels, axis 1: append three axes of length 1 to them":
             lambda z, n, s, m, d: flow.interpolate(z, n, s) * d + m,
         "s is the share of the noise, not of the latent":
@@ -374,6 +421,11 @@ def join_heads(x):
     return x.transpose(1, 2).flatten(2)
 
 
+def tokens_first(x):
+    """A mistake in joining: a reshape instead of a transpose."""
+    return x.reshape(x.shape[0], x.shape[2], -1)
+
+
 def attend_with(split=split_heads, join=join_heads, scale=lambda q, heads: q.shape[-1], axis=-1):
     """Attention in heads with a mistake in splitting, joining, the scale or the softmax's axis."""
     def run(q, k, v, heads):
@@ -401,6 +453,11 @@ def masked_attend(q, k, v, keep):
     return masked_with()(q, k, v, keep)
 
 
+def without_padding(q, k, v, keep):
+    """A mistake: scores of -inf."""
+    return masked_with(lambda keep: torch.where(keep > 0, 0.0, -math.inf))(q, k, v, keep)
+
+
 def no_bias(keep):
     return 0 * keep
 
@@ -418,6 +475,9 @@ def captions(g):
     return found
 
 
+LAYER_NORMS = tuple(lambda x, eps=eps: F.layer_norm(x, x.shape[-1:], eps=eps) for eps in (1e-6, 1e-5))
+
+
 def adaptive_norm(x, shift, scale):
     """(B, N, D), (B, 1, D), (B, 1, D) -> (B, N, D)."""
     return layers.modulate(layers.rms_norm(x), shift, scale)
@@ -431,6 +491,9 @@ A3 = {
         "divide by fps instead of multiplying": lambda f, fps: (8 * f - 7).clamp(min=0) * fps,
         "these are still frames, not seconds: divide by fps": lambda f, fps: (8 * f - 7).clamp(min=0),
         "a latent frame covers 8 pixel frames": lambda f, fps: f / fps,
+        "seconds are not whole numbers: use /, not //": lambda f, fps: (8 * f - 7).clamp(min=0) // fps,
+        "latent frame 1 begins at pixel frame 1, latent frame 2 at 9: 8 f - 7":
+            (lambda f, fps: (8 * f - 8).clamp(min=0) / fps, lambda f, fps: (8 * f + 1) / fps),
         "the first latent frame covers 1 pixel frame, so the others begin 7 earlier, not 1":
             lambda f, fps: (8 * f - 1).clamp(min=0) / fps}),
     "A3.2": Check("angles_of", 2, angles_of, lambda g: [
@@ -452,18 +515,16 @@ A3 = {
         "pairs must stay neighbours: stack a and b on a new last axis and flatten, do not concatenate":
             lambda x, c, s: torch.cat([rope.rotate(x, c, s)[..., i::2] for i in (0, 1)], dim=-1),
         "a rotation swaps the pair and flips one sign; yours does not": lambda x, c, s: x * c + x * s,
+        "one minus is missing: (a, b) -> (a cos - b sin, b cos + a sin)":
+            lambda x, c, s: x * c + x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) * s,
         "cos and sin are swapped": lambda x, c, s: rope.rotate(x, s, c)}, (0,)),
     "A3.4": Check("rms_norm", 2, layers.rms_norm, lambda g: [
         (2 * normal(g, 2, 5, 12) + 0.5,), (torch.zeros(1, 2, 6),), (normal(g, 1, 1, 3),),
         (normal(g, 2, 3, 1, 4) / 1000,)], {
-        "zeros become nan: add 1e-6 inside the root": lambda x: x / x.square().mean(-1, keepdim=True).sqrt(),
-        "that is LayerNorm: do not subtract the mean": lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-6),
-        "use the mean of the squares, not their sum": lambda x: F.normalize(x, dim=-1),
+        "that is LayerNorm: do not subtract the mean": LAYER_NORMS,
         "normalise over the last axis, token by token, not over tokens":
-            lambda x: x * (x.square().mean((1, 2), keepdim=True) + 1e-6).rsqrt(),
-        "divide by the root of the mean square": lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-6),
-        "add 1e-6 inside the root, not to the root":
-            lambda x: x / (x.square().mean(-1, keepdim=True).sqrt() + 1e-6)}, (0,)),
+            (norm_with(lambda x, m: m + 1e-6, (1, 2)), norm_with(lambda x, m: m + 1e-6, 1)),
+        **norm_mistakes(-1, "1e-6")}, (0,)),
     "A3.5": Check("attend", 3, attend, lambda g: [
         (*normal(g, 3, 2, 5, 12), 3), (*normal(g, 3, 1, 4, 8), 2), (*normal(g, 3, 2, 1, 6), 3),
         (*normal(g, 3, 1, 3, 4), 1)], {
@@ -475,7 +536,11 @@ A3 = {
             attend_with(lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, 1),
                         lambda x: x.movedim(1, -1).flatten(2)),
         "move the heads back after the tokens before you join them":
-            attend_with(join=lambda x: x.reshape(x.shape[0], x.shape[2], -1)),
+            (attend_with(join=tokens_first), attend_with(join=lambda x: x.flatten(2))),
+        "that reshape mixes tokens: reshape to (B, N, heads, D / heads), then swap the axes of N and heads":
+            tuple(attend_with(lambda x, h: x.reshape(len(x), h, x.shape[1], -1), join)
+                  for join in (join_heads, tokens_first)),
+        "q and k are swapped": lambda q, k, v, h: attend(k, q, v, h),
         "swap the axes of tokens and heads before you multiply q by k: (B, heads, N, D / heads)":
             attend_with(lambda x, h: x.unflatten(-1, (h, -1)), lambda x: x.flatten(2))}, (0, 1, 2)),
     "A3.6": Check("adaptive_norm", 2, adaptive_norm, lambda g: [
@@ -486,16 +551,20 @@ A3 = {
         "normalise x before you scale and shift it": layers.modulate,
         "normalise first, then scale and shift; you did it the other way round":
             lambda x, shift, scale: layers.rms_norm(layers.modulate(x, shift, scale)),
-        "the norm is RMS norm, which does not subtract the mean":
-            lambda x, shift, scale: layers.modulate(F.layer_norm(x, x.shape[-1:], eps=1e-6), shift, scale),
+        "the norm is RMS norm, which does not subtract the mean": tuple(
+            lambda x, shift, scale, f=f: layers.modulate(f(x), shift, scale) for f in LAYER_NORMS),
+        "multiply by 1 + scale; you added the scale": lambda x, b, a: layers.rms_norm(x) + a + b,
         "shift and scale are swapped": lambda x, shift, scale: adaptive_norm(x, scale, shift)}, (0, 1, 2)),
     "A3.7": Check("masked_attend", 3, masked_attend, captions, {
         "nothing is repaired yet": masked_with(no_bias, zeroed, 1),
         "one error is left: the weights of the remaining words must add up to 1, so mask before the softmax":
             masked_with(no_bias, zeroed),
         "one error is left: the softmax runs over the words of the caption": masked_with(axis=1),
-        "a caption without any word gives nan: use a bias of -10000, not -inf":
-            masked_with(lambda keep: torch.where(keep > 0, 0.0, -math.inf)),
+        "a caption without any word gives nan: use a bias of -10000, not -inf": without_padding,
+        "a caption without any word must give what it gives without a mask: use a bias of -10000":
+            lambda *arguments: without_padding(*arguments).nan_to_num(),
+        "add -10000 to a score, do not replace it": masked_with(lambda keep: (keep - 1) * 1e30),
+        "keep itself is not a bias: 0 and 1 hardly change the scores": masked_with(lambda keep: keep),
         "keep is 1 for words and 0 for padding; you masked the words":
             masked_with(lambda keep: -10000.0 * keep),
         "the mask is not used": masked_with(no_bias),
@@ -511,7 +580,7 @@ A3 = {
 def strengths(g):
     return [(0.6, torch.tensor([1.0, 0.5, 0.2, 0.0, 0.4]).reshape(1, 5, 1).repeat(2, 1, 1)),
             (0.3, uniform(g, 1, 6, 1)), (1.0, torch.zeros(3, 2, 1)), (0.25, torch.ones(1, 1, 1)),
-            (0.60005, torch.tensor([[[0.4], [0.0]]]))]
+            *((t, torch.tensor([[[0.4], [0.0]]])) for t in (0.60005, 0.6000005))]
 
 
 def per_token(z, t):
@@ -549,12 +618,14 @@ def moves(t, strength):
     return sampler.token_times(t, strength)[1]
 
 
-def euler_for_tokens(times=own_times, moves=moves):
-    """Euler's method with conditions, with a mistake in the times or in which tokens move."""
+def euler_for_tokens(times=own_times, moves=moves, at=lambda schedule, t, t_next: t, kept=1):
+    """Euler's method with conditions, with a mistake in the times, in which tokens move, in the time of both,
+    or in what the other tokens keep."""
     def run(velocity, z, schedule, strength):
         for t, t_next in zip(schedule[:-1].tolist(), schedule[1:].tolist()):
-            moved = z + (t_next - t) * velocity(z, times(t, strength))
-            z = torch.where(moves(t, strength), moved, z)
+            now = at(schedule, t, t_next)
+            moved = z + (t_next - t) * velocity(z, times(now, strength))
+            z = torch.where(moves(now, strength), moved, kept * z)
         return z
     return run
 
@@ -566,13 +637,13 @@ def image_to_video_loss(network, x0, noise, t, given):
 
 
 def given_with(point=lambda t, given: t * (1 - given), time=lambda t, given: t * (1 - given),
-               weight=lambda given: 1 - given, target=flow.velocity):
+               weight=lambda given: 1 - given, target=flow.velocity, loss=flow.flow_loss):
     """The loss of image-to-video, with a mistake in the times of the points, the network's times, what
-    counts, or the target."""
+    counts, the target, or the mean."""
     def run(network, x0, noise, t, given):
         t = t[:, None, None]
         v = network(flow.interpolate(x0, noise, point(t, given)), time(t, given).expand_as(given)[..., 0])
-        return flow.flow_loss(v, target(x0, noise), weight(given))
+        return loss(v, target(x0, noise), weight(given))
     return run
 
 
@@ -598,12 +669,16 @@ A4 = {
         "go from v_null to v_text, not from v_text to v_null": lambda v0, v1, s: v1 + s * (v0 - v1),
         "scale the difference of the two, not v_text itself": lambda v0, v1, s: v0 + s * v1,
         "the scale is not used": lambda v0, v1, s: v1,
+        "multiply the difference by scale, not by scale - 1": lambda v0, v1, s: v0 + (s - 1) * (v1 - v0),
         "that is the difference only; add it to v_null": lambda v0, v1, s: s * (v1 - v0)}, (0, 1)),
     "A4.2": Check("token_times", 3, sampler.token_times, strengths, {
         "a given token is nearer to data than the rest: the smaller of t and 1 - strength":
-            lambda t, s: ((1 - s).clamp(min=t)[..., 0], moves(t, s)),
+            (lambda t, s: ((1 - s).clamp(min=t)[..., 0], moves(t, s)),
+             lambda t, s: (t * (1 - s)[..., 0], moves(t, s)), lambda t, s: ((1 - s)[..., 0], moves(t, s))),
+        "a given token has its own time, not t": lambda t, s: (torch.full_like(s, t)[..., 0], moves(t, s)),
         "strength 1 means kept, at time 0: use 1 - strength": lambda t, s: sampler.token_times(t, 1 - s),
-        "a token moves from its own time on, not before": lambda t, s: (own_times(t, s), ~moves(t, s)),
+        "a token moves from its own time on, not before":
+            (lambda t, s: (own_times(t, s), ~moves(t, s)), lambda t, s: (own_times(t, s), 1 - s < t)),
         "a token of strength 0.5 also moves, when t has reached 0.5": lambda t, s: (own_times(t, s), s == 0),
         "a token of strength 0.5 also stays fixed, until t has reached 0.5":
             lambda t, s: (own_times(t, s), s < 1),
@@ -611,8 +686,9 @@ A4 = {
             lambda t, s: (own_times(t, s), torch.ones_like(s, dtype=torch.bool)),
         "times are (B, N), one axis less than strength": lambda t, s: ((1 - s).clamp(max=t), moves(t, s)),
         "also return which tokens move: two results": own_times,
-        "leave a tolerance of 0.000001: 1 - 0.4 and 0.6 differ by rounding":
-            lambda t, s: (own_times(t, s), torch.full_like(s, t, dtype=torch.float64) <= 1 - s.double())}),
+        "leave a tolerance of 0.000001: 1 - 0.4 and 0.6 differ by rounding": (
+            lambda t, s: (own_times(t, s), torch.full_like(s, t, dtype=torch.float64) <= 1 - s.double()),
+            lambda t, s: (own_times(t, s), t <= 1 - s), lambda t, s: (own_times(t, s), t < 1 - s))}),
     "A4.3": Check("conditioned_euler", 3, sampler.euler, tokens_and_strengths, {
         "the given tokens moved: a token stays fixed until t has come down to 1 - strength":
             euler_for_tokens(moves=lambda t, s: torch.ones_like(s, dtype=torch.bool)),
@@ -622,6 +698,10 @@ A4 = {
             lambda v, z, schedule, s: sampler.euler(lambda z, t: -v(z, t), z, schedule, s),
         "the wrong tokens move: where(moves, moved, z)": euler_for_tokens(moves=lambda t, s: ~moves(t, s)),
         "a token of strength below 1 moves in the end": euler_for_tokens(moves=lambda t, s: s == 0),
+        "call token_times with t, not with t_next": euler_for_tokens(at=lambda s, t, t_next: t_next),
+        "call token_times again at every step": euler_for_tokens(at=lambda s, t, t_next: s[0].item()),
+        "a token that does not move keeps its value: where(moves, moved, z)": euler_for_tokens(kept=0),
+        "the last step is missing": lambda v, z, times, strength: sampler.euler(v, z, times[:-1], strength),
         "the conditions are not used":
             lambda v, z, schedule, s: sampler.euler(v, z, schedule, torch.zeros_like(s))}, (1,)),
     "A4.4": Check("shifted_schedule", 2, flow.shifted_schedule, lambda g: [(8, 2304), (20, 80), (1, 500)], {
@@ -632,7 +712,9 @@ A4 = {
         "the last time before 0 must be 0.1": lambda n, N: flow.shifted_schedule(n, N, terminal=None),
         "from noise to data means from 1 down to 0": lambda n, N: flow.shifted_schedule(n, N).flip(0)}),
     "A4.5": Check("schedule_from", 2, flow.schedule_from, schedules, {
-        "start at t itself, then all times below it": lambda s, t: s[s < t - 1e-6],
+        "start at t itself, then all times below it":
+            (lambda s, t: s[s < t - 1e-6], lambda s, t: s[s < t], lambda s, t: s[s <= t]),
+        "the first time is t, not the schedule's first": lambda s, t: torch.cat([s[:1], s[s < t - 1e-6]]),
         "keep the times below t, not those above": lambda s, t: torch.cat([s[s > t], s.new_tensor([t])]),
         "t itself comes first, and only once": lambda s, t: torch.cat([s.new_tensor([t]), s[s <= t]]),
         "t times the whole schedule gives other times than the model's own": lambda s, t: s * t,
@@ -649,6 +731,9 @@ A4 = {
         "two errors are left: the points of given tokens, and what counts":
             given_with(point=whole, weight=torch.ones_like),
         "two errors are left: given tokens are clean and have time 0": given_with(whole, whole),
+        "the weight is 1 - given, not given": given_with(weight=lambda given: given),
+        "divide by the sum of the weight: given tokens are not part of the mean":
+            given_with(loss=lambda v, x, weight: ((v - x).square() * weight).mean()),
         "given is 1 for given tokens; you swapped them":
             lambda v, x, n, t, given: given_with()(v, x, n, t, 1 - given),
         "the target is now the wrong one: it was noise - x0":
@@ -686,16 +771,21 @@ def holm(p):
     return holm_with()(p)
 
 
-def holm_with(factor=lambda rank, n: n - rank, monotone=True, cap=1.0, back=True):
-    """Holm's correction with a mistake: the factor, the running maximum, the cap at 1, the order."""
+def holm_with(factor=lambda rank, n: n - rank, monotone=True, cap=1.0, back=True, ranked=True):
+    """Holm's correction with a mistake: factor, running maximum, cap at 1, order of the result, ranks."""
     def run(p):
-        order, found, largest = sorted(range(len(p)), key=lambda i: p[i]), [0.0] * len(p), 0.0
+        order, found, largest = sorted(range(len(p)), key=lambda i: p[i] * ranked), [0.0] * len(p), 0.0
         for rank, i in enumerate(order):
             value = min(cap, factor(rank, len(p)) * p[i])
             largest = max(largest, value) if monotone else value
             found[i if back else rank] = largest
         return found
     return run
+
+
+def either_way(**mistake):
+    """A mistake in Holm's correction, with the running maximum and without it."""
+    return holm_with(**mistake), holm_with(**mistake, monotone=False)
 
 
 def decide(low, high, more_is_better):
@@ -740,6 +830,7 @@ A5 = {
         "with few seeds the quantile is Student's, T975[n - 1], not 1.96":
             interval_with(quantile=lambda n: 1.96),
         "n seeds leave n - 1 degrees of freedom": interval_with(quantile=lambda n: T975[n]),
+        "that is one standard error: multiply it by T975[n - 1]": interval_with(quantile=lambda n: 1),
         "that is an interval of single differences; the mean's is narrower by the root of n":
             interval_with(count=lambda n: 1),
         "divide by the root of n, not by n": interval_with(count=lambda n: n)}),
@@ -747,15 +838,17 @@ A5 = {
         (uniform(g, 5).mul(0.06).tolist(),), ([0.04, 0.01, 0.03, 0.011],), ([0.2],), ([0.9, 0.8],), ([],),
         ([0.01, 0.03, 0.01],)], {
         "that is Bonferroni: only the smallest p is multiplied by n, the next by n - 1":
-            holm_with(lambda rank, n: n, monotone=False),
+            (holm_with(lambda rank, n: n), holm_with(lambda rank, n: n, cap=math.inf)),
         "a larger p must not become smaller than the one before it: keep the largest so far":
-            holm_with(monotone=False),
-        "a p value is at most 1": holm_with(cap=math.inf),
-        "return them in the order in which they came, not sorted": holm_with(back=False),
+            (holm_with(monotone=False), lambda p: [min(1.0, (len(p) - sorted(p).index(x)) * x) for x in p]),
+        "a p value is at most 1": either_way(cap=math.inf),
+        "return them in the order in which they came, not sorted": either_way(back=False),
         "that is Benjamini and Hochberg's factor; Holm's is n, n - 1, ..., 1":
-            holm_with(lambda rank, n: n / (rank + 1)),
-        "the smallest p gets the largest factor": holm_with(lambda rank, n: rank + 1),
-        "p values are not corrected": lambda p: list(p)}),
+            either_way(factor=lambda rank, n: n / (rank + 1)),
+        "the smallest p gets the largest factor": either_way(factor=lambda rank, n: rank + 1),
+        "the factors are n, n - 1, ..., 1; yours end at 0": either_way(factor=lambda rank, n: n - rank - 1),
+        "sort first: a factor belongs to a rank, not to a place in the list": either_way(ranked=False),
+        "p values are not corrected": (lambda p: list(p), sorted)}),
     "A5.3": Check("decide", 1, decide, lambda g: [
         (0.5, 2.0, True), (0.5, 2.0, False), (-2.0, -0.5, True), (-2.0, -0.5, False), (-1.0, 3.0, True),
         (-3.0, 1.0, False), (0.0, 1.0, True), (-1.0, 0.0, True), (0.0, 1.0, False), (-1.0, 0.0, False)], {
@@ -764,15 +857,28 @@ A5 = {
             lambda a, b, more: "holds" if (a + b > 0) == more else "does not",
         "an interval that contains 0 cannot tell; that is not evidence against the claim":
             lambda a, b, more: "holds" if decide(a, b, more) == "holds" else "does not",
-        "an interval that ends at 0 contains 0":
-            lambda a, b, more: decide(a or 1e-9, b, more)}),
+        "an interval that ends at 0 contains 0": tuple(
+            lambda a, b, more, up=up, down=down: decide(a or up[more] / 1e9, b or -down[more] / 1e9, more)
+            for up, down in (((1, 1), (0, 0)), ((1, 1), (1, 1)), ((0, 1), (1, 0)), ((1, 0), (0, 1)))),
+        "'holds' and 'does not' are swapped": lambda a, b, more: decide(a, b, not more)}),
     "A5.4": Check("seeds_needed", 2, seeds_needed, lambda g: [
-        (1.0, 1.3), (2.0, 1.0), (0.5, 4.5), (1.0, 0.48), (1.0, 0.1), (3.0, 3.0), (2.0, 3.182), (0.0, 0.0)], {
-        "nothing is repaired yet": seeds_with(lambda n: T975[n], lambda n: n),
-        "one error is left: how many degrees of freedom do n seeds leave?": seeds_with(lambda n: T975[n]),
+        (1.0, 1.3), (2.0, 1.0), (0.5, 4.5), (1.0, 0.48), (1.0, 0.11), (3.0, 3.0), (2.0, 3.182), (0.0, 0.0)], {
+        "nothing is repaired yet": seeds_with(lambda n: T975[n], lambda n: n, last=19),
+        "two errors are left: the degrees of freedom, and the root of n":
+            (seeds_with(lambda n: T975[n], lambda n: n), seeds_with(lambda n: T975[min(n, 19)], lambda n: n)),
+        "two errors are left: degrees of freedom, last n of the loop": seeds_with(lambda n: T975[n], last=19),
+        "two errors are left: root of n, last n of the loop": seeds_with(root=lambda n: n, last=19),
+        "one error is left: how many degrees of freedom do n seeds leave?":
+            (seeds_with(lambda n: T975[n]), seeds_with(lambda n: T975[min(n, 19)])),
         "one error is left: the mean's spread falls with the root of n": seeds_with(root=lambda n: n),
         "20 seeds are allowed: range(2, 21)": seeds_with(last=19),
-        "with few seeds the quantile is Student's, not 1.96": seeds_with(lambda n: 1.96)}),
+        "`return None` belongs after the loop, which must go on": seeds_with(last=2),
+        "return None if 20 seeds are not enough": lambda s, e: seeds_needed(s, e) or 20,
+        "a half as wide as the effect is enough: use <=": lambda s, e: seeds_needed(s, e - 1e-9),
+        "divide by the root of n": seeds_with(root=lambda n: 1),
+        "divide by the root of n, not of n - 1": seeds_with(root=lambda n: (n - 1) ** 0.5),
+        "with few seeds the quantile is Student's, not 1.96":
+            (seeds_with(lambda n: 1.96), lambda s, e: max(2, math.ceil((1.96 * s / e) ** 2)))}),
 }
 
 CHECKS = {**A1, **A2, **A3, **A4, **A5}
