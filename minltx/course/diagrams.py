@@ -231,9 +231,10 @@ def rotation(heads=4, tokens=6, pixels=8.0):
         points = points / points[0]
         step = (2 * pixels / c.max_position[2]) * c.theta ** (frequency / (c.width // 6 - 1)) * math.pi / 2
         ax.add_patch(Circle((0, 0), 1, fill=False, ec="0.8"))
-        for i, p in enumerate(points):
+        labels = range(tokens) if abs(points[1] - 1) > 0.1 else [*[""] * (tokens - 1), f"0 to {tokens - 1}"]
+        for i, (p, label) in enumerate(zip(points, labels)):
             ax.plot([0, p.real], [0, p.imag], color=BLUE, lw=1, alpha=1 - i / (tokens + 1))
-            ax.text(1.17 * p.real, 1.17 * p.imag, i, ha="center", va="center", fontsize=8)
+            ax.text(1.33 * p.real, 1.33 * p.imag, label, ha="center", va="center", fontsize=7)
         ax.set(title=f"head {head}\n{step / (2 * math.pi):.3g} turns a token", xlim=(-1.4, 1.4),
                ylim=(-1.4, 1.4), aspect="equal")
         ax.axis("off")
