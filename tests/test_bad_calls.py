@@ -144,8 +144,8 @@ OTHERS = {
         "--out text.txt/run": "argument --out: cannot write in ",
         "--digits absent": "no digits in absent: it needs", "--digits text.txt": "no digits in text.txt",
         "--digits folder": "no digits in folder: it needs", "--photos folder": "",
-        "--digits cut": f"{Path('cut/train-images-idx3-ubyte')} is not an intact IDX file of unsigned bytes "
-                        "(its header is cut off, or of another kind of file): copy or download it again",
+        "--digits cut": f"{Path('cut/train-images-idx3-ubyte')} is not an intact IDX file of nx28x28 "
+                        "unsigned bytes (its header is cut off, or of another kind of file): copy or down",
         "--res": "unrecognized arguments: --res", "--prompt 3": "unrecognized arguments: --prompt 3",
         "--preset tiny": "argument --preset: invalid choice: 'tiny'",
         "stray": "unrecognized arguments: stray",
@@ -184,7 +184,7 @@ OTHERS = {
         "--vae folder": "folder is a folder: name the file in it, such as folder",
         "--weights folder": "folder has no folder transformer", "--weights absent": "there is no absent",
         "--latents cut.npz": "cut.npz does not hold latents, or is damaged (it is not a whole file of torch)",
-        "--digits cut": f"{Path('cut/train-images-idx3-ubyte')} is not an intact IDX file of unsigned bytes"},
+        "--digits cut": f"{Path('cut/train-images-idx3-ubyte')} is not an intact IDX file of nx28x28"},
     "ablation": {
         "--minutes 1 --budget 1": "--minutes and --budget are two lengths of a run: give one",
         "--model x.pt --shared-budget 1": "--model and --shared-budget are two ways to a shared model",
@@ -216,7 +216,7 @@ OTHERS = {
         "--model absent.pt": "there is no checkpoint absent.pt",
         "--model text.txt": "text.txt is not a checkpoint of minltx",
         "--model folder": "folder is a folder: name the file in it",
-        "--digits cut": f"{Path('cut/train-images-idx3-ubyte')} is not an intact IDX file of unsigned bytes",
+        "--digits cut": f"{Path('cut/train-images-idx3-ubyte')} is not an intact IDX file of nx28x28",
         "--digits absent": "no digits in absent: it needs", "--digits text.txt": "no digits in text.txt",
         "--keep text.txt": "argument --keep: text.txt is not a folder",
         "--seed 1": "unrecognized arguments: --seed 1", "--min 1": "unrecognized arguments: --min 1",

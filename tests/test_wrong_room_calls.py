@@ -157,6 +157,8 @@ CONFIGS = [
         "positional_embedding_max_pos": [[1, 1], [1, 1, NAN]], "positional_embedding_theta": [NAN, 0]},
            lambda p, v: official.dit_config(of(**official.dit_fields(DiTConfig()) | v), VAEConfig(), True)),
     (official.require_fields, lambda p: official.require_fields(Fields({}, "the header's vae")), "lacks the"),
+    *each(official.listed_blocks, "blocks ", ("x", [], ["res_x"], [["res_x", 1]] * 101),
+          lambda p, v: official.listed_blocks(of(blocks=v), ("blocks",))),
     (official.read_encoder, lambda p: official.read_encoder(of(encoder_blocks=[["odd", {}]])), "block odd"),
     (official.read_decoder, lambda p: official.read_decoder(of(decoder_blocks=[["odd", {}]])), "block odd"),
     *each(official.read_vae, "the header's vae", ({}, None, [], {"dims": 2}),

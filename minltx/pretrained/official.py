@@ -81,10 +81,13 @@ STRIDES = {"compress_time": (2, 1, 1), "compress_space": (1, 2, 2), "compress_al
 
 
 def listed_blocks(fields, names):
-    """The block list under the first of `names` that is there, as [(name, Fields)]."""
+    """The block list under the first of `names` that is there, as [(name, Fields)]. Raises ValueError for
+    anything else, and for more than 100 blocks."""
     known = [name for name in names if name in fields.values] or names
     blocks = fields.listed(known[0], lambda x: isinstance(x, (list, tuple)) and len(x) == 2
                            and isinstance(x[0], str), "blocks, pairs of a name and parameters")
+    if len(blocks) > 100:
+        raise ValueError(f"{fields.where}: {known[0]} has {len(blocks)} blocks, and no VAE has over 100")
     return [(name, Fields({"num_layers": p} if isinstance(p, int) else p, f"{fields.where}, block {name}"))
             for name, p in blocks]
 

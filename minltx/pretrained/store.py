@@ -18,6 +18,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"     # in a diffusers folder; IND
 INDEX = WEIGHTS + ".index.json"
 DIGEST = "minltx checksums"                         # in the header: {name: CRC-32}; "" is the header's own
 MOST = 2**24                                        # bytes of a header; the released ones have 300 kB
+MOST_LISTS = 2**18                                  # of a header, which has three for each tensor
 SCALES = ("weight_scale", "scale_weight", "input_scale", "scale_input", "scaled_fp8", ".scales")
 
 
@@ -101,7 +102,10 @@ def check_header(path):
         length = int.from_bytes(file.read(8), "little")
         if length > MOST:
             raise ValueError(f"a header of {length} bytes")
-        json.loads(file.read(length), object_pairs_hook=once)
+        header = file.read(length)
+        if header.count(b"[") + header.count(b"{") > MOST_LISTS:        # each takes 20 times its own bytes
+            raise ValueError(f"a header of more than {MOST_LISTS} lists")
+        json.loads(header, object_pairs_hook=once)
 
 
 def metadata(path):

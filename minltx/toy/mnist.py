@@ -22,49 +22,50 @@ FILES = {"train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
          "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
          "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c"}
 
-MOST = 2**30        # bytes of an unpacked file; MNIST's largest has 47 million
+MOST = 2**28        # bytes of an unpacked file; MNIST's largest has 47 million
 
 
-def read_idx(path):
-    """An IDX file of unsigned bytes, gzipped or not -> uint8 tensor.
+def read_idx(path, shape):
+    """An IDX file of unsigned bytes, gzipped or not -> uint8 tensor of this shape; None is any length.
 
     Its header, two zeros, the type 8, the number of axes and their lengths, says how many bytes follow; no
-    more are unpacked. Raises ValueError if it is anything else, and for more than MOST bytes.
+    more are unpacked, and none if it says another shape. Raises ValueError if the file is anything else, and
+    for more than MOST bytes.
     """
+    wanted = "x".join("n" if n is None else str(n) for n in shape)
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            begin = file.read(4)
-            lengths = file.read(4 * begin[3]) if len(begin) == 4 else b""
-            if begin[:3] != b"\0\0\x08" or not 4 <= len(lengths) == 4 * begin[3] <= 12:
+            begin, lengths = file.read(4), file.read(4 * len(shape))
+            if begin[:3] != b"\0\0\x08" or len(begin) < 4 or len(lengths) < 4 * min(begin[3], len(shape)):
                 raise ValueError("its header is cut off, or of another kind of file")
-            shape = struct.unpack(f">{begin[3]}I", lengths)
-            count = math.prod(shape)
+            found = struct.unpack(f">{len(shape)}I", lengths) if begin[3] == len(shape) else ()
+            if not found or any(n not in (None, own) for n, own in zip(shape, found)):
+                raise ValueError(f"its header says {'x'.join(map(str, found)) or f'{begin[3]} axes'}")
+            count = math.prod(found)
             if not 0 < count <= MOST:
                 raise ValueError(f"its header announces {count} bytes")
             raw = file.read(count + 1)
         if len(raw) != count:
             raise ValueError(f"its header announces {count} bytes, and "
                              f"{'more' if len(raw) > count else len(raw)} follow")
-        return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(shape)
+        return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(found)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path} is not an intact IDX file of unsigned bytes "
+        raise ValueError(f"{path} is not an intact IDX file of {wanted} unsigned bytes "
                          f"({reason(error, 'it cannot be unpacked')}): copy or download it again") from None
 
 
 def find_set(folder, prefix):
-    """images (n, h, w) in [0, 1] and labels (n,) of the set "train" or "t10k"; None if it is not there."""
+    """images (n, 28, 28) in [0, 1] and labels (n,) of the set "train" or "t10k"; None if it is not there.
+    Raises ValueError for files that are not intact, and for labels above 9."""
     paths = []
     for kind in ("images-idx3", "labels-idx1"):
         names = [folder / f"{prefix}-{kind}-ubyte{ending}" for ending in ("", ".gz")]
         paths += [path for path in names if path.is_file()][:1]
     if len(paths) < 2:
         return None
-    images, labels = map(read_idx, paths)
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise ValueError(f"{paths[0]} and {paths[1]} do not belong together")
-    if images.shape[1:] != (28, 28):
-        raise ValueError(f"{paths[0]} has pictures of {images.shape[1]}x{images.shape[2]}, not 28x28")
-    if len(labels) and labels.max() > 9:
+    images = read_idx(paths[0], (None, 28, 28))
+    labels = read_idx(paths[1], (len(images),))
+    if labels.max() > 9:
         raise ValueError(f"{paths[1]} has the label {labels.max()}: digits are 0 to 9")
     return images.float() / 255, labels.long()
 

@@ -1,10 +1,13 @@
 """Nothing is let in: 100 flipped bits in each kind of file, hostile or nonsensical files for every loader.
 
 A file is refused with ValueError in one line. It runs no code, and takes neither 2 seconds of the processor
-nor more than twice the memory of the honest file, and 64 MB for what the libraries allocate now and then.
+nor more than twice the memory of the honest file and SLACK. Memory is that of this process above what it had
+before, after freed memory was given back to the system: reused, it would not be seen.
 """
 
 import copy
+import ctypes
+import gc
 import gzip
 import json
 import os
@@ -33,6 +36,7 @@ from minltx.training.run import Run
 from minltx.video.files import load_clip, save_video
 
 NAN, SMALL = float("nan"), several_processes.SMALL
+SLACK = 2**23       # bytes: the interpreter's own arenas, and what a file of 100 kB of nonsense becomes
 DATA = MovingDigits(*draw_digits(200, 0), SMALL.model.data)
 
 
@@ -145,8 +149,10 @@ def honest(request, tmp_path_factory):
 
 def measured(function, *args):
     """-> the result or the error, seconds of the processor, bytes of memory at the highest point."""
+    gc.collect()
     status = Path("/proc/self/status")
     if status.exists():
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)               # gives back what is free; glibc has it
         Path("/proc/self/clear_refs").write_text("5")                   # the highest point from now on
     before, began = memory("VmRSS"), time.process_time()
     try:
@@ -443,6 +449,7 @@ BYTES = {
     "a tensor twice": raw(f'{{"a": {ONE}, "a": {ONE}}}', bytes(4)),
     "a huge header": lambda path: path.write_bytes(struct.pack("<Q", 2**40) + b"{}"),
     "a header of 30 MB": raw('{"__metadata__": {"x": "' + "y" * 30_000_000 + '"}}'),
+    "a header of lists": raw('{"a": [' + "[]," * 2_000_000 + "[]]}"),
     "offsets outside": raw('{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}', bytes(4)),
     "offsets backwards": raw('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}', bytes(4)),
     "overlapping": raw(f'{{"a": {ONE}, "b": {ONE}}}', bytes(4)),
@@ -489,7 +496,7 @@ def test_hostile_files(honest, tmp_path, monkeypatch, capsys):
         slowest, most = max(slowest, seconds), max(most, used)
         if not isinstance(found, ValueError) or "\n" in str(found):
             faults.append((name, repr(found)[:200] if isinstance(found, Exception) else "was let in"))
-        if seconds > 2 or used > 2 * memory_of_honest + 2**26 or list(tmp_path.iterdir()):
+        if seconds > 2 or used > 2 * memory_of_honest + SLACK or list(tmp_path.iterdir()):
             faults.append((name, f"{seconds:.1f} s, {used / 2**20:.0f} MB, {list(tmp_path.iterdir())}"))
         path.write_bytes(content)
         for file, text in names.items():
@@ -519,6 +526,7 @@ def digits(images, labels):
 def test_hostile_digits(tmp_path, capsys):
     images, labels = np.ones((100, 28, 28), np.uint8), np.arange(100, dtype=np.uint8) % 10
     honest, bomb = (idx(images), idx(labels)), gzip.compress(idx(images) + bytes(10**9), 1)
+    large = gzip.compress(idx(images[:0], shape=(1000, 1000, 1000)) + bytes(10**9), 1)
     digits(*honest)(tmp_path)
 
     def load(folder):
@@ -546,7 +554,7 @@ def test_hostile_digits(tmp_path, capsys):
         **{f"pictures cut at {n}": digits(honest[0][:n], honest[1]) for n in (1, 3, 4, 7, 15, 16, 17, 40000)},
         **{f"labels cut at {n}": digits(honest[0], honest[1][:n]) for n in (1, 3, 4, 7, 8, 9, 100)},
         **{f"type {kind}": digits(idx(images, kind), honest[1]) for kind in (0, 9, 11, 255)}}
-    compressed = {"a bomb": bomb, "text in gz": b"text", "cut gz": gzip.compress(honest[0])[:-9],
+    compressed = {"a bomb": bomb, "a bomb that its header announces": large, "text in gz": b"text", "cut gz": gzip.compress(honest[0])[:-9],
                   "flipped gz": gzip.compress(honest[0])[:-3] + b"xyz"}
     faults = []
     for name, write in (files | {name: data for name, data in compressed.items()}).items():
@@ -558,7 +566,7 @@ def test_hostile_digits(tmp_path, capsys):
             (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(write)
             (tmp_path / "train-labels-idx1-ubyte").write_bytes(honest[1])
         found, seconds, used = measured(load, tmp_path)
-        if not isinstance(found, ValueError) or seconds > 2 or used > 2 * honest_memory + 2**26:
+        if not isinstance(found, ValueError) or seconds > 2 or used > 2 * honest_memory + SLACK:
             faults.append((name, str(found)[:100], seconds, used))
     with capsys.disabled():
         print(f"\ndigits: {len(files) + len(compressed)} folders refused but {len(faults)}")
@@ -603,17 +611,21 @@ def test_hostile_pictures(tmp_path, capsys):
              **{f"{name} cut at {share:.0%}": cut(name, share) for name in ("a.png", "a.jpg", "a.gif", "a.npz")
                 for share in (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)}}
     assert len(files) >= 40
+    save_video(tmp_path / "b.npz", torch.zeros(1, 3, 9, 32, 32), ["x"])
+    assert load_clip(tmp_path / "b.npz", 32, 32).shape == (1, 3, 9, 32, 32)
+    _, _, honest_memory = measured(load_clip, tmp_path / "b.npz", 32, 32)
+    most = 0
     for count, (name, write) in enumerate(files.items()):
         folder = tmp_path / str(count)
         folder.mkdir()
         write(folder)
         path, = folder.iterdir()
         found, seconds, used = measured(load_clip, path, 32, 32)
-        assert isinstance(found, ValueError) and seconds < 2 and used < 2**27, (name, found, seconds, used)
-    save_video(tmp_path / "b.npz", torch.zeros(1, 3, 9, 32, 32), ["x"])
-    assert load_clip(tmp_path / "b.npz", 32, 32).shape == (1, 3, 9, 32, 32)
+        assert isinstance(found, ValueError) and seconds < 2, (name, found, seconds)
+        assert used < 2 * honest_memory + SLACK, (name, used, honest_memory)
+        most = max(most, used)
     with capsys.disabled():
-        print(f"\npictures: {len(files)} refused")
+        print(f"\npictures: {len(files)} refused, at most {most / 2**20:.0f} MB")
 
 
 def test_latents_of_other_digits_are_refused(tmp_path):
