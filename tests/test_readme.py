@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -301,17 +302,30 @@ def test_the_full_width_table_is_the_reports():
 
 # --- Reports ----------------------------------------------------------------------------------------------
 
+def recipe_of_0_2(preset):
+    """What a preset was in that release. The shipped model is of it."""
+    toy = preset.model.data.digits == 1
+    dit = replace(preset.model.dit, heads=4, theta=10000.0, max_position=(20.0, 2048.0, 2048.0))
+    phases = ((1, 32, 200), (9, 12, 400), (17, 8, 250)) if toy else preset.vae_phases
+    return replace(preset, model=replace(preset.model, dit=dit), vae_phases=phases, curriculum=())
+
+
+OLD = ("before", "long", "large", "plain")
+
+
 @pytest.mark.parametrize("name", [*tables.RUNS, "plain"])
-def test_the_reported_rows_have_todays_settings(name):
-    """Each report's settings are those that its command has in today's code."""
+def test_the_reported_rows_have_the_settings_of_their_recipe(name):
+    """Each report's settings are those that its command has in today's code, or had in release 0.2."""
     report = tables.report(name)
     words = shlex.split(report["command"])[2:]
     only_of_old_releases = ["--only", "vae", "--plain-decoder"] if name == "plain" else []
     args = train_tiny.arguments().parse_args([word for word in words if word not in only_of_old_releases])
     settings, variants = from_stored(report["settings"])
-    assert settings == stored(scaled(PRESETS[args.preset], args.budget))
+    preset = recipe_of_0_2(PRESETS[args.preset]) if name in OLD else PRESETS[args.preset]
+    assert settings == stored(scaled(preset, args.budget))
     assert variants == ({"model.vae.timestep_conditioning": False} if name == "plain" else {})
-    assert report["seed"] == args.seed == 0 and report["dit"] is None or (
+    assert report["seed"] == args.seed == {"toy1": 1, "toy2": 2}.get(name, 0)
+    assert report["dit"] is None or (
         report["dit"]["steps"], report["dit"]["guidance"]) == (STEPS, GUIDANCE)
 
 

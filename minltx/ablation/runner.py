@@ -4,6 +4,7 @@ import itertools
 import math
 import statistics
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from minltx.training.latents import (LatentCache, batch_of_latents, clip_variant
 from minltx.training.loops import build_critics, train_dit, train_vae
 from minltx.training.parallel import World
 from minltx.training.run import Run
+from minltx.training.settings import layout_of
 
 JUDGE = "each frame"      # how digits are read: figures of reports with another judge cannot be compared
 
@@ -46,18 +48,18 @@ def vae_steps(idea, settings, data):
 
 
 def dit_steps(idea, settings, data):
-    """The same for each layout of stage 2."""
+    """The same for each kind of batch in stage 2, see `layout_of`."""
     model, generator = idea.build(settings.model), torch.Generator().manual_seed(0)
     latents = torch.randn(settings.dit_batch, *model.vae.latent_shape(*data.config.clip_shape))
     cache = LatentCache(data, latents, data.choose(settings.dit_batch, generator))
 
-    def step(layout):
-        generator.manual_seed(settings.layouts.index(layout))            # the same conditions for all ideas
-        batch = batch_of_latents(model, cache, layout, settings, generator)
+    def step(layout, frames):
+        generator.manual_seed((*settings.layouts, "still").index(layout))    # the same conditions for all ideas
+        batch = batch_of_latents(model, cache, layout, settings, generator, frames)
         idea.flow_objective(model, batch, settings, generator)[0].backward()
 
-    count = settings.dit_steps / len(settings.layouts)
-    return [(count, partial(step, layout)) for layout in settings.layouts]
+    kinds = Counter(layout_of(settings, number) for number in range(settings.dit_steps))
+    return [(count, partial(step, *kind)) for kind, count in kinds.items()]
 
 
 def steps_of(idea, stage, digits):

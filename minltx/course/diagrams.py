@@ -20,6 +20,7 @@ from minltx.flow import interpolate
 from minltx.layers import modulate
 from minltx.rope import latent_coordinates, rope_tables
 from minltx.sampler import Condition, Sampling, classifier_free_guidance, euler, layout_tokens, token_times
+from minltx.toy import load_toy
 from minltx.training.settings import TOY
 from minltx.vae import VAEConfig, VideoVAE
 from minltx.video.plots import Picture
@@ -218,8 +219,9 @@ def last_step():
 # --- The transformer --------------------------------------------------------------------------------------
 
 def rotation(heads=4, tokens=6, pixels=8.0):
-    """The first band of frequencies of each head: how far neighbouring tokens are rotated, as points."""
-    c = TOY.model.dit
+    """The first band of frequencies of each head: how far neighbouring tokens are rotated, as points. Of the
+    shipped toy, whose RoPE is the released one."""
+    c = load_toy().config.dit
     where = torch.zeros(3, tokens)
     where[2] = torch.arange(tokens) * pixels
     cos, sin = rope_tables(where, c.width, c.max_position, c.theta)                       # (tokens, D)

@@ -152,8 +152,9 @@ def measure_latents(vae, latents):
 
 # --- A batch ----------------------------------------------------------------------------------------------
 
-def batch_of_latents(model, cache, layout, settings, generator):
-    """A training batch of settings.dit_batch clips, with the condition that belongs to the layout.
+def batch_of_latents(model, cache, layout, settings, generator, frames=None):
+    """A training batch of settings.dit_batch clips, with the condition that belongs to the layout. Clips that
+    are cut to fewer `frames`, and images, come in larger batches, of about as many tokens.
 
     "free": nothing is given; "still": images; "start": the first frame, or the first few latent frames, are
     given; "keyframe": a single later frame; "end": the last frames. Conditions of the last two are encoded
@@ -162,13 +163,14 @@ def batch_of_latents(model, cache, layout, settings, generator):
     vae, device, B = model.vae, model.vae.latent_mean.device, settings.dit_batch
     if layout in ("keyframe", "end"):
         return batch_with_later_frames(vae, cache.data, layout, B, generator)
-    count = B * (cache.latents.shape[2] if layout == "still" else 1)      # about as many tokens either way
-    rows = torch.randint(len(cache.latents), (count,), generator=generator)
-    latent = vae.normalize(cache.latents[rows.to(cache.latents.device)].to(device))       # (B, C, f, h, w)
+    latents, frames = cache.latents, 1 if layout == "still" else frames
+    if frames:
+        latents = latents[:, :, : (frames - 1) // vae.config.stride[0] + 1]          # the encoder is causal
+    count = B * cache.latents.shape[2] // latents.shape[2]
+    rows = torch.randint(len(latents), (count,), generator=generator)
+    latent = vae.normalize(latents[rows.to(latents.device)].to(device))                   # (B, C, f, h, w)
     captions = [describe(cache.scenes[i], layout == "still") for i in rows]
     condition = None
-    if layout == "still":
-        latent = latent[:, :, :1]
     if layout == "start":
         few = torch.randint(1, latent.shape[2], (1,), generator=generator).item()
         one = torch.rand(1, generator=generator).item() < 0.5

@@ -18,7 +18,7 @@ from minltx.training.latents import batch_of_latents, encode_clips
 from minltx.training.muon import optimizers
 from minltx.training.parallel import gather_params, parallelize, to_full_tensor
 from minltx.training.run import Stage
-from minltx.training.settings import learning_rate
+from minltx.training.settings import layout_of, learning_rate
 
 
 def train_vae(run, model, variants, held_out, objective=vae_objective, critics=Critics()):
@@ -59,7 +59,8 @@ def train_vae(run, model, variants, held_out, objective=vae_objective, critics=C
 
 
 def train_dit(run, model, caches, held_out, objective=flow_objective):
-    """Stage 2, the transformer: captions only, still images and each kind of condition in turn.
+    """Stage 2, the transformer: captions only, still images and each kind of condition in turn; before that,
+    stills and short clips, if the settings have a curriculum.
 
     caches: LatentCaches; a step uses one of them. Batches of larger clips have fewer clips."""
     s, world, total = run.settings, run.world, run.settings.dit_steps
@@ -70,11 +71,11 @@ def train_dit(run, model, caches, held_out, objective=flow_objective):
     for step in run.steps("dit", total, stage):
         shared, rows = rng(run.seed, DIT_STAGE, step * s.micro_batches), []
         cache = pick(caches, shared)                            # the same one in all batches of a step
-        layout = s.layouts[step % len(s.layouts)] if cache.data.config.frames > 1 else "still"
+        layout, frames = layout_of(s, step) if cache.data.config.frames > 1 else ("still", None)
         sized = replace(s, dit_batch=s.dit_batch * caches[0].latents[0].numel() // cache.latents[0].numel())
         for number in world.batches(step, s.micro_batches, stage):
             generator = shared if number % s.micro_batches == 0 else rng(run.seed, DIT_STAGE, number)
-            batch = batch_of_latents(model, cache, layout, sized, generator)
+            batch = batch_of_latents(model, cache, layout, sized, generator, frames)
             with autocast(run):
                 loss, t, error = stage.compute(batch, s, generator)
             (share * loss).backward()

@@ -17,12 +17,13 @@ from minltx.vae import VAEConfig
 class Settings(VAERecipe, FlowRecipe):
     """The model, the recipes of both objectives, and how long and how fast to train.
 
-    A phase of the VAE is (frames, clips in a batch, steps). A clip variant is (frames, size, fps).
+    A phase of the VAE is (frames, clips in a batch, steps). A clip variant is (frames, size, fps). Stage 2
+    learns shapes before motion: its curriculum, (frames, share of all steps), starts with clips that are cut.
     """
 
     model: ModelConfig
     loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
-    vae_phases: tuple = ((1, 32, 200), (9, 12, 400), (17, 8, 250))
+    vae_phases: tuple = ((1, 32, 200), (9, 12, 500), (17, 8, 500))
     vae_lr: float = 0.02                             # of Muon, for matrices
     vae_adam_lr: float = 3e-3                        # of AdamW, for everything else
     freeze_encoder: bool = False                     # train a new decoder for the encoder that is there
@@ -34,6 +35,7 @@ class Settings(VAERecipe, FlowRecipe):
     dit_batch: int = 32
     dit_lr: float = 0.02
     dit_adam_lr: float = 2e-3
+    curriculum: tuple = ()                           # of stage 2, before whole clips; (): none
     clip_variants: tuple = ()                        # how stage 2 renders the clips; (): as the data's config
     ema: float = 0.99                                # decay of the averaged weights
     layouts: tuple = ("free", "start", "still", "free", "end", "free", "free", "still", "keyframe", "free")
@@ -56,6 +58,11 @@ class Settings(VAERecipe, FlowRecipe):
             require.require(isinstance(value, (tuple, list)) and value, name, value, "a tuple")
         for phase in self.vae_phases:
             require.row("vae_phases", phase, 3, require.whole, 1, 10**9)
+        require.require(isinstance(self.curriculum, (tuple, list)), "curriculum", self.curriculum, "a tuple")
+        for part in self.curriculum:
+            require.row("curriculum", part, 2, require.number, 0, 10**9)
+            require.whole("the frames of curriculum", part[0], 1, 10**9)
+        require.number("the sum of curriculum's shares", sum(share for _, share in self.curriculum), 0, 1)
         require.require(all(layout in LAYOUTS for layout in self.layouts), "layouts", self.layouts,
                         f"some of {', '.join(LAYOUTS)}")
 
@@ -77,16 +84,19 @@ TOY = Settings(model=ModelConfig(
                   encoder_blocks=(("down", (2, 2, 2), 64), ("res", 1), ("down", (2, 2, 2), 64), ("res", 1)),
                   decoder_blocks=(("res", 2), ("up", (2, 2, 2), 32), ("res", 2), ("up", (2, 2, 2), 16),
                                   ("res", 1))),
-    dit=DiTConfig(latent_channels=4, width=128, depth=6, heads=4, text_width=64, stride=(4, 8, 8))))
+    dit=DiTConfig(latent_channels=4, width=128, depth=6, heads=8, text_width=64, stride=(4, 8, 8),
+                  max_position=(2.0, 64.0, 64.0), theta=10.0)),     # RoPE for clips of 2 s and 64 pixels
+    curriculum=((1, 0.25), (9, 0.2)))
 
 LARGE = replace(TOY, model=replace(
     TOY.model, data=DataConfig(size=64, digit_size=26, digits=2, speed=(8.0, 16.0))),
     vae_phases=((1, 16, 300), (9, 6, 900), (17, 4, 400)), dit_batch=12, dit_steps=3000)
 
+# For ablations: the released RoPE, and one kind of batch from the first step to the last.
 SHORT = replace(TOY, model=replace(
     TOY.model, data=DataConfig(frames=9, speed=(10.0, 18.0)),
-    dit=replace(TOY.model.dit, width=96, depth=4)),
-    vae_phases=((1, 32, 300), (9, 12, 1400)), dit_steps=900)
+    dit=DiTConfig(latent_channels=4, width=96, depth=4, heads=4, text_width=64, stride=(4, 8, 8))),
+    vae_phases=((1, 32, 300), (9, 12, 1400)), dit_steps=900, curriculum=())
 
 # The released 2 B model, for a folder of clips whose captions are embedded: python -m minltx.training.
 FULL = Settings(model=ModelConfig(DataConfig(121, (512, 768), 0, 0, 24.0), VAEConfig(), DiTConfig(), True),
@@ -107,6 +117,18 @@ def scaled(settings, budget):
     return replace(settings, dit_steps=max(1, round(settings.dit_steps * budget)),
                    latents=round(settings.latents * max(1, budget)),
                    vae_phases=tuple((f, b, max(1, round(s * budget))) for f, b, s in settings.vae_phases))
+
+
+def layout_of(settings, step):
+    """What a step of stage 2 trains on: (layout, frames that clips are cut to, or None for whole clips).
+
+    Conditions come with whole clips only."""
+    layout, end = settings.layouts[step % len(settings.layouts)], 0
+    for frames, share in settings.curriculum:
+        end += share * settings.dit_steps
+        if step < end:
+            return "still" if frames == 1 or layout == "still" else "free", frames
+    return layout, None
 
 
 def learning_rate(step, total):
