@@ -103,6 +103,7 @@ def not_empty(text):
 
 
 def in_range(value, low, high, text):
+    """The value. Raises ValueError, which names its text, if it is not from low to high."""
     if not low <= value <= high:                        # NaN too
         raise ValueError(f"{text} is out of range: use {low:,} to {high:,}".replace(",", ""))
     return value

@@ -11,37 +11,39 @@ import torch
 
 
 def require(ok, name, value, wanted):
-    """Raises ValueError if not ok."""
+    """Raises ValueError, with the value and what is wanted, if not ok."""
     if not ok:
         raise ValueError(f"{name} is {value!r:.100}: use {wanted}")
 
 
 def whole(name, value, low, high=2**31):
-    """A whole number from low to high."""
+    """Raises ValueError if the value is not a whole number from low to high."""
     require(type(value) is int and low <= value <= high, name, value, f"a whole number from {low} to {high}")
 
 
 def number(name, value, low, high):
-    """A number from low to high, not NaN."""
+    """Raises ValueError if the value is not a number from low to high, or is NaN."""
     known = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     require(known, name, value, f"a number from {low} to {high}")
 
 
 def row(name, value, count, check, low, high):
-    """A tuple or list of so many, each of which `check`, a function like `number`, accepts."""
+    """Raises ValueError if the value is not a tuple or list of so many, each of which `check`, a function
+    like `number`, accepts."""
     require(isinstance(value, (tuple, list)) and len(value) == count, name, value, f"{count} values")
     for one in value:
         check(f"a value of {name}", one, low, high)
 
 
 def choice(name, value, known):
+    """Raises ValueError if the value is not one of those known."""
     require(value in known, name, value, " or ".join(map(repr, known)))
 
 
 # --- Configs ----------------------------------------------------------------------------------------------
 
 def dit_config(c):
-    """The fields of a DiTConfig, and that its heads share the width."""
+    """Raises ValueError for a wrong field of a DiTConfig, and if its heads do not divide the width."""
     for name in ("latent_channels", "width", "depth", "heads", "text_width"):
         whole(name, getattr(c, name), 1, 2**16)
     require(c.width % c.heads == 0, "heads", c.heads, f"a number that divides the width {c.width}")
@@ -53,7 +55,8 @@ def dit_config(c):
 
 
 def vae_config(c):
-    """The fields of a VAEConfig; which kinds of blocks there are, and that strides fit, the VAE says."""
+    """Raises ValueError for a wrong field of a VAEConfig; unknown kinds of blocks, and strides that do not
+    fit, are left to the VAE."""
     for name in ("latent_channels", "patch", "encoder_width", "decoder_width"):
         whole(name, getattr(c, name), 1, 2**16)
     for name in ("encoder_blocks", "decoder_blocks"):
@@ -75,7 +78,8 @@ def shown(tensor):
 
 
 def shape(name, tensor, *wanted):
-    """A floating-point tensor of this shape, in which a tuple means one of several sizes, a letter any."""
+    """Raises ValueError if this is not a floating-point tensor of this shape, in which a tuple means one of
+    several sizes, a letter any."""
     own = tuple(tensor.shape) if torch.is_tensor(tensor) else ()
     fits = len(own) == len(wanted) and all(
         isinstance(w, str) or n in (w if isinstance(w, tuple) else (w,)) for n, w in zip(own, wanted))
@@ -86,7 +90,7 @@ def shape(name, tensor, *wanted):
 
 
 def times(name, t):
-    """Times between 0, data, and 1, noise: a number or a tensor."""
+    """Raises ValueError if t, a number or a tensor, has a time that is not between 0, data, and 1, noise."""
     if torch.is_tensor(t):
         outside = t[~((t >= 0) & (t <= 1))].tolist()[:1] if shown(t) else []
     else:
@@ -96,7 +100,8 @@ def times(name, t):
 
 
 def encodable(size, stride):
-    """A size (frames, height, width) of multiples of the stride, and one frame more."""
+    """Raises ValueError if a size (frames, height, width) is not multiples of the stride, and one frame
+    more."""
     (frames, *sides), (st, *strides) = size, stride
     if frames < 1 or (frames - 1) % st:
         low = max(frames - 1, 0) // st * st + 1
@@ -108,7 +113,8 @@ def encodable(size, stride):
 
 
 def caption(text, mask, width, batch):
-    """A caption's embeddings (B, L, width) and mask (B, L), which keeps a word of every caption; or None."""
+    """Raises ValueError if a caption's embeddings are not (B, L, width), or its mask, which may be None,
+    is not (B, L) or keeps no word of a caption."""
     shape("text", text, batch, "L", width)
     if mask is not None:
         require(tuple(mask.shape) == tuple(text.shape[:2]), "the shape of the mask", tuple(mask.shape),
@@ -118,7 +124,7 @@ def caption(text, mask, width, batch):
 
 
 def dit_inputs(c, latent, t, text, mask):
-    """The arguments of DiT.forward."""
+    """Raises ValueError for wrong arguments of DiT.forward."""
     shape("latent", latent, "B", c.latent_channels, "f", "h", "w")
     B, _, *grid = latent.shape
     fits = torch.is_tensor(t) and tuple(t.shape) in ((B,), (1,), (B, *grid), (1, *grid))
@@ -128,7 +134,7 @@ def dit_inputs(c, latent, t, text, mask):
 
 
 def decodable(c, latent, t):
-    """The arguments of VideoVAE.decode; t is None for a decoder that ignores it."""
+    """Raises ValueError for wrong arguments of VideoVAE.decode; t is None for a decoder that ignores it."""
     shape("latent", latent, "B", c.latent_channels, "f", "h", "w")
     if t is not None:
         shape("t", t, (len(latent), 1))
@@ -136,20 +142,22 @@ def decodable(c, latent, t):
 
 
 def counted(weight):
-    """A loss in which something counts."""
+    """Raises ValueError if all weights of a loss are 0."""
     require(not shown(weight) or bool((weight != 0).any()), "the weight of every token", 0,
             "a batch in which some are not given")
 
 
 def schedule(times_):
-    """The sampler's times, from at most 1 down to at least 0; a single one takes no step."""
+    """Raises ValueError if the sampler's times do not fall from at most 1 down to at least 0; a single one
+    takes no step."""
     falling = times_.ndim == 1 and len(times_) > 0 and bool((times_[:-1] > times_[1:]).all())
     require(falling, "the schedule", times_.tolist(), "times that fall from step to step")
     times("the schedule", times_.cpu())
 
 
 def sampling(c, noise, text, null_text, s):
-    """The arguments of sampler.sample_latent; the config of another network may lack these fields."""
+    """Raises ValueError for wrong arguments of sampler.sample_latent; the config of another network may lack
+    these fields."""
     shape("noise", noise, "B", getattr(c, "latent_channels", "C"), "f", "h", "w")
     schedule(s.schedule)
     for name in ("cfg", "stg"):
@@ -165,7 +173,7 @@ def sampling(c, noise, text, null_text, s):
 
 
 def mixable(latent, noise, noise_scale):
-    """A latent that gets as much noise as noise_scale says."""
+    """Raises ValueError if a latent cannot get as much noise as noise_scale says."""
     times("noise_scale", noise_scale)
     if noise_scale > 0:
         shape("noise", noise, *latent.shape)

@@ -234,7 +234,8 @@ def raises_itself(thing):
                    one.__code__.co_filename == inspect.getsourcefile(thing))       # not a dataclass's own
     code = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(thing))))
     return any(isinstance(node, ast.Raise) and "ValueError" in ast.unparse(node) or
-               isinstance(node, ast.Call) and ast.unparse(node.func).startswith("require.") for node in code)
+               isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[0] == "require"
+               for node in code)
 
 
 def test_docstrings_say_what_is_raised():

@@ -292,7 +292,8 @@ def check_files(args):
 
 
 def ablate(args, command):
-    """Check what was asked, run it, compare."""
+    """Check what was asked, run it, compare. Raises ValueError for options that do not fit together, and if
+    something cannot be read or trained, or a run fails."""
     asked = list(SWITCHES) if args.all else args.switches
     if not asked:
         raise ValueError(f"name a switch: {', '.join(SWITCHES)}; or --all, or --list")

@@ -101,6 +101,7 @@ class Swap(Idea):
     old = new = None
 
     def change(self, model):
+        """Swap them in place. Raises ValueError if these parts have no module of the class `old`."""
         for part in PARTS[self.stage]:
             swap(model.get_submodule(part), self.old, self.new)
         if not any(isinstance(module, self.new) for module in model.modules()):
@@ -213,7 +214,8 @@ def load_class(text):
 
 
 def load_file(path):
-    """Execute a Python file once -> its module, which is named by the file's whole path."""
+    """Execute a Python file once -> its module, which is named by the file's whole path. Raises ValueError
+    if the file does not exist, or fails."""
     path = Path(path).resolve()
     if str(path) in sys.modules:
         return sys.modules[str(path)]

@@ -54,7 +54,7 @@ def dit_steps(idea, settings, data):
     cache = LatentCache(data, latents, data.choose(settings.dit_batch, generator))
 
     def step(layout, frames):
-        generator.manual_seed((*settings.layouts, "still").index(layout))    # the same conditions for all ideas
+        generator.manual_seed((*settings.layouts, "still").index(layout))  # the same conditions for all ideas
         batch = batch_of_latents(model, cache, layout, settings, generator, frames)
         idea.flow_objective(model, batch, settings, generator)[0].backward()
 
@@ -172,7 +172,8 @@ def encode(run, variants, stage, folder):
 
 
 def train_and_judge(spec, folder):
-    """One run, from its spec to its report: `train` with the compute of the default, then all figures."""
+    """One run, from its spec to its report: `train` with the compute of the default, then all figures.
+    Raises ValueError if the spec is of another idea than the one that is loaded: its file has changed."""
     idea, stage = load(spec["classes"], spec["changes"]), spec["stage"]
     if identity(idea) != identity_in(spec):
         raise ValueError(f"the file of {spec['level']} has changed since the start: start again")

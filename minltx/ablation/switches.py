@@ -167,7 +167,7 @@ def parse_switch(text):
 
 
 def with_levels(name, wanted):
-    """A switch of the table with some of its levels, or all."""
+    """A switch of the table with some of its levels, or all. Raises ValueError for an unknown level."""
     switch = SWITCHES[name]
     for level in wanted:
         if level not in switch.levels:
@@ -191,7 +191,8 @@ def switch_of_field(name, wanted):
 
 
 def switch_of_file(path, names):
-    """The default, and ideas of one's own from a Python file."""
+    """The default, and ideas of one's own from a Python file. Raises ValueError if they have several stages,
+    or one that is not in STAGES, or cannot be loaded."""
     ideas = {name: idea_of(load_class(f"{path}:{name}")) for name in names}
     stages = {idea.stage for idea in ideas.values()}
     if len(stages) > 1 or not stages <= set(STAGES):

@@ -42,7 +42,8 @@ def unpack_calls(text):
 
 
 def send(value):
-    """Display a reply in the notebook's output, where the grader reads it."""
+    """Display a reply in the notebook's output, where the grader reads it. Raises ValueError if it is larger
+    than LARGEST."""
     from IPython.display import display
 
     text = pack(value)

@@ -80,7 +80,8 @@ def digits_data(args, settings):
 
 
 def clips_data(args, settings):
-    """A folder of clips, checked -> Data, and the settings adapted to its clips."""
+    """A folder of clips, checked -> Data, and the settings adapted to its clips. Raises ValueError if it has
+    fewer than two usable clips, or if buckets or captions' embeddings do not fit."""
     text = read_text(args.text, settings.model.dit.text_width) if args.text else None
     with torch.device("meta"):
         vae = VideoVAE(settings.model.vae)

@@ -221,7 +221,7 @@ class Run:
     # --- Resuming -----------------------------------------------------------------------------------------
 
     def restore(self):
-        """Read the last checkpoint into the model and this run."""
+        """Read the last checkpoint into the model and this run. Raises ValueError as the class does."""
         if self.note.exists() and self.world.rank == 0:
             print(f"{self.out}: {self.note.read_text().strip()}; it goes on from the last checkpoint")
         parts, file = None, None
