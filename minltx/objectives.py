@@ -85,9 +85,9 @@ class FlowRecipe:
 class Batch:
     """What a step of stage 2 learns from; training/latents.py makes it from a cache of latents.
 
-    The layouts take turns. Of ten batches of whole clips, five have no condition; in one each the first frame or
-    first few latent frames, the last frames, or a single later frame (a keyframe) are given; two are images,
-    clips of one frame, without condition.
+    The layouts take turns. Of ten batches of whole clips, five have no condition; in one each the first frame
+    or first few latent frames, the last frames, or a single later frame (a keyframe) are given; two are
+    images, clips of one frame, without condition.
     """
 
     latent: torch.Tensor                   # normalised, (B, C, f, h, w)

@@ -536,8 +536,9 @@ done.append(1)
 watcher.join()
 print(max(peak[0], private()) - before)
 """
-    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}    # freed memory is given
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,  # back, not kept
+    # Freed memory is given back at once, not kept for later.
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           cwd=Path(__file__).parents[1], env={**os.environ, **at_once})
     assert done.returncode == 0, done.stderr
     assert size > 80 and 0.9 * size < float(done.stdout) < 1.25 * size
