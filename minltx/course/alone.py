@@ -55,11 +55,10 @@ def new_processes():
     Never as a copy of this one: OpenMP's threads are not copied, and the copy would wait for them forever. On
     Linux it is a copy of a server that has imported the grader and computed nothing, which costs no time.
     """
-    if not LINUX:
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["minltx.course.submission"])
-    forkserver.ensure_running()             # before `descendants`, which would count it to a submission
+    context = multiprocessing.get_context("forkserver" if LINUX else "spawn")
+    if LINUX:
+        context.set_forkserver_preload(["minltx.course.submission"])
+        forkserver.ensure_running()         # before `descendants`, which would count it to a submission
     return context
 
 
