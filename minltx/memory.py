@@ -12,18 +12,23 @@ from torch.utils._pytree import tree_leaves
 
 class LiveTensors(TorchDispatchMode):
     """Inside this context `now` is the bytes of all living tensors that were made inside it, and `peak` is
-    the most that they ever were. Autocast's copies of weights from outside are not counted."""
+    the most that they ever were. Autocast's copies of weights from outside are not counted.
 
-    def __init__(self):
+    With layouts=True `peak` also has room for the copies of its input and output that a convolution makes
+    while it runs, because its library (oneDNN, cuDNN) works in a memory layout of its own.
+    """
+
+    def __init__(self, layouts=False):
         super().__init__()
-        self.known, self.now, self.peak = {}, 0, 0
+        self.known, self.now, self.peak, self.layouts = {}, 0, 0, layouts
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.note((args, kwargs), count=False)          # made outside, or counted when it was made
         result = function(*args, **(kwargs or {}))
         cast = function is torch.ops.aten._to_copy.default and isinstance(args[0], nn.Parameter)
         self.note(result, count=not cast)
-        self.peak = max(self.peak, self.now)
+        copies = self.layouts and function is torch.ops.aten.convolution.default
+        self.peak = max(self.peak, self.now + (args[0].nbytes + result.nbytes if copies else 0))
         return result
 
     def note(self, tree, count):

@@ -44,6 +44,14 @@ def test_copies_that_autocast_makes_of_weights_are_not_counted_as_activations():
     assert live.now == 2 * y.numel() + 2 * x.numel()                    # the result, and x in bfloat16
 
 
+def test_a_convolution_copies_its_input_and_output_into_its_own_layout():
+    weight = torch.zeros(6, 4, 1, 1, 1)
+    with memory.LiveTensors(layouts=True) as live:
+        x = torch.zeros(1, 4, 3, 8, 8)
+        y = nn.functional.conv3d(x, weight)
+    assert live.now == x.nbytes + y.nbytes and live.peak == 2 * live.now
+
+
 def real_dit(config, tokens, words, batch=1, times=1, precision="float32", checkpointing=False):
     dit, inputs = DiT(config), memory.dit_inputs(config, tokens, words, batch, times)
     return dit, lambda: dit.forward_tokens(*inputs).float().square().mean()

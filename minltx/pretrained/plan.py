@@ -56,7 +56,7 @@ def live_bytes(network, work, *shapes, dtype):
 
     with FakeTensorMode(), torch.no_grad(), made_in(dtype):
         network, inputs = network(), [torch.zeros(shape) for shape in shapes]
-        with LiveTensors() as live:
+        with LiveTensors(layouts=True) as live:
             work(network, *inputs)
     return live.peak
 
