@@ -98,10 +98,10 @@ RIGHT = {
         "lambda f, fps: torch.where(f > 0, 8 * f - 7, torch.zeros_like(f)) / fps",
     ],
     "A3.2": [
-        "lambda p, n: (p * 2 - 1).unsqueeze(1) * torch.logspace(0, 4, n, device=p.device, "
+        "lambda p, n, k: (p * 2 - 1).unsqueeze(1) * torch.logspace(0, math.log10(k), n, device=p.device, "
         "dtype=p.dtype) * math.pi / 2",
-        "lambda p, n: torch.stack([(2 * p - 1) * math.pi / 2 * 10000 ** (i / (n - 1)) for i in range(n)], 1)",
-        "lambda p, n: torch.outer(2 * p - 1, math.pi / 2 * torch.exp(math.log(10000) * "
+        "lambda p, n, k: torch.stack([(2 * p - 1) * math.pi / 2 * k ** (i / (n - 1)) for i in range(n)], 1)",
+        "lambda p, n, k: torch.outer(2 * p - 1, math.pi / 2 * torch.exp(math.log(k) * "
         "torch.arange(n).to(p) / (n - 1)))",
     ],
     "A3.3": [

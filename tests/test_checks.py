@@ -106,8 +106,8 @@ def test_correct_answers_in_odd_clothes_count():
     assert judge("A1.4", lambda v, x, w: (v - x).square()[w.expand_as(v) > 0].mean()) is None
     assert judge("A4.2", lambda t, s: [(1 - s).minimum(torch.full_like(s, t)).squeeze(-1),
                                        1 - s >= t - 1e-6]) is None
-    assert judge("A3.2", lambda p, n: (2 * p - 1).outer(
-        torch.logspace(0, 4, n, device=p.device) * torch.pi / 2)) is None
+    assert judge("A3.2", lambda p, n, theta: (2 * p - 1).outer(
+        torch.logspace(0, math.log10(theta), n, device=p.device) * torch.pi / 2)) is None
     assert judge("A3.5", lambda q, k, v, h: torch.cat([torch.nn.functional.scaled_dot_product_attention(
         *(x.chunk(h, -1)[i] for x in (q, k, v))) for i in range(h)], -1)) is None
 

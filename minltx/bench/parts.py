@@ -65,7 +65,7 @@ QUARTER = replace(FULL, encoder_width=FULL.encoder_width // 4, encoder_blocks=qu
 XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128}
 SMALL_T5 = {**XXL, "d_ff": 2560, "num_layers": 2, "num_heads": 16, "vocab_size": 1024}
 PRESETS = {
-    # The shipped toy; what is trained today has a RoPE that diffusers has not.
+    # The toy with the released RoPE: diffusers has no other.
     "toy": Preset(DiTConfig(4, 128, 6, 4, 64, (4, 8, 8)), TOY.model.vae, (17, 32, 32), (17, 32, 32),
                   len(CAPTION.split()), fps=TOY.model.data.fps),
     "quarter": Preset(DiTConfig(width=512, depth=8, heads=8), QUARTER, (41, 512, 512), (17, 128, 192),

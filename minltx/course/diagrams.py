@@ -20,7 +20,6 @@ from minltx.flow import interpolate
 from minltx.layers import modulate
 from minltx.rope import latent_coordinates, rope_tables
 from minltx.sampler import Condition, Sampling, classifier_free_guidance, euler, layout_tokens, token_times
-from minltx.toy import load_toy
 from minltx.training.settings import TOY
 from minltx.vae import VAEConfig, VideoVAE
 from minltx.video.plots import Picture
@@ -219,9 +218,9 @@ def last_step():
 # --- The transformer --------------------------------------------------------------------------------------
 
 def rotation(heads=4, tokens=6, pixels=8.0):
-    """The first band of frequencies of each head: how far neighbouring tokens are rotated, as points. Of the
-    shipped toy, whose RoPE is the released one."""
-    c = load_toy().config.dit
+    """The first band of frequencies of each head: how far neighbouring tokens are rotated, as points. For the
+    released RoPE in a transformer of width 128."""
+    c = DiTConfig(width=128, heads=heads)
     where = torch.zeros(3, tokens)
     where[2] = torch.arange(tokens) * pixels
     cos, sin = rope_tables(where, c.width, c.max_position, c.theta)                       # (tokens, D)

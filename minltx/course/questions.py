@@ -387,13 +387,13 @@ def seconds_of(frames, fps):
 
 
 def angles_with(frequencies):
-    """Fractions of the largest position (N,) -> angles (N, n) at the frequencies(n)."""
-    return lambda fractions, n: (2 * fractions - 1)[:, None] * frequencies(n)
+    """Fractions of the largest position (N,) -> angles (N, n) at the frequencies(n, theta)."""
+    return lambda fractions, n, theta: (2 * fractions - 1)[:, None] * frequencies(n, theta)
 
 
-def angles_of(fractions, n):
-    """Fractions of the largest position (N,) -> angles (N, n), at n frequencies from pi/2 to 10000 pi/2."""
-    frequencies = 10000.0 ** torch.linspace(0, 1, n, device=fractions.device) * math.pi / 2
+def angles_of(fractions, n, theta):
+    """Fractions of the largest position (N,) -> angles (N, n), at n frequencies from pi/2 to theta pi/2."""
+    frequencies = theta ** torch.linspace(0, 1, n, device=fractions.device) * math.pi / 2
     return (2 * fractions - 1)[:, None] * frequencies
 
 
@@ -497,16 +497,17 @@ A3 = {
         "the first latent frame covers 1 pixel frame, so the others begin 7 earlier, not 1":
             lambda f, fps: (8 * f - 1).clamp(min=0) / fps}),
     "A3.2": Check("angles_of", 2, angles_of, lambda g: [
-        (uniform(g, 7), 5), (uniform(g, 1), 2), (torch.tensor([-0.5, 0.2, 1.4]), 3)], {
-        "positions outside [0, 1] go on: do not clamp": lambda p, n: angles_of(p.clamp(0, 1), n),
-        "positions are first moved to [-1, 1]: 2 p - 1": lambda p, n: angles_of((p + 1) / 2, n),
-        "these frequencies descend, as in a language model; here they ascend from pi/2 to 10000 pi/2":
-            angles_with(lambda n: 10000.0 ** -torch.linspace(0, 1, n) * math.pi / 2),
-        "the factor pi/2 is missing": angles_with(lambda n: 10000.0 ** torch.linspace(0, 1, n)),
-        "the first of n frequencies is pi/2 and the last is 10000 times that: i / (n - 1), not i / n":
-            angles_with(lambda n: 10000.0 ** (torch.arange(n) / n) * math.pi / 2),
+        (uniform(g, 7), 5, 10000.0), (uniform(g, 1), 2, 10.0), (torch.tensor([-0.5, 0.2, 1.4]), 3, 100.0)], {
+        "positions outside [0, 1] go on: do not clamp": lambda p, *rest: angles_of(p.clamp(0, 1), *rest),
+        "positions are first moved to [-1, 1]: 2 p - 1": lambda p, *rest: angles_of((p + 1) / 2, *rest),
+        "theta is not always 10000": lambda p, n, theta: angles_of(p, n, 10000.0),
+        "these frequencies descend, as in a language model; here they ascend from pi/2 to theta pi/2":
+            angles_with(lambda n, theta: theta ** -torch.linspace(0, 1, n) * math.pi / 2),
+        "the factor pi/2 is missing": angles_with(lambda n, theta: theta ** torch.linspace(0, 1, n)),
+        "the first of n frequencies is pi/2 and the last is theta times that: i / (n - 1), not i / n":
+            angles_with(lambda n, theta: theta ** (torch.arange(n) / n) * math.pi / 2),
         "equal *ratios* between neighbouring frequencies, not equal differences":
-            angles_with(lambda n: torch.linspace(1, 10000, n) * math.pi / 2)}, (0,), 1e-4),
+            angles_with(lambda n, theta: torch.linspace(1, theta, n) * math.pi / 2)}, (0,), 1e-4),
     "A3.3": Check("rotate", 3, rope.rotate, vectors_and_tables, {
         "neighbours rotate together, channels 2j and 2j+1; you paired the first half with the second":
             rotate_halves,
