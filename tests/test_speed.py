@@ -36,8 +36,10 @@ def gradients(module, *outputs):
 # --- Compiled ---------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def compiled():
-    """compiled(module): compile it in place, and fail at a graph break; afterwards all is forgotten."""
+def compiled(monkeypatch, tmp_path_factory):
+    """compiled(module): compile it in place, and fail at a graph break; afterwards all is forgotten. torch's
+    own cache may hold code that was made for other instructions (ATEN_CPU_CAPABILITY), so it is not used."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "inductor"))
     try:
         torch.compile(torch.sin)(torch.zeros(2))
         torch._dynamo.utils.counters.clear()
