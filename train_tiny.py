@@ -10,6 +10,7 @@
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import minltx.threads                                              # before torch: how threads wait
@@ -18,7 +19,7 @@ import torch
 from minltx.command import BUDGET, COUNT, SEED, Parser, device_name, new_folder, pick_device
 from minltx.evaluation.report import judge, table, write_report
 from minltx.toy.data import load_digits
-from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint
+from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint, start_from
 from minltx.toy.texture import make_world
 from minltx.training.endings import one_line
 from minltx.training.latents import clip_variants, encode_variants, measure_latents
@@ -33,15 +34,19 @@ def train(args, command):
     """The story. The two loops are in minltx/training/loops.py, and what a step of each computes is in
     minltx/objectives.py."""
     settings = scaled(PRESETS[args.preset], args.budget)
+    settings = replace(settings, start=args.start or settings.start)
     out, seed, device = Path(args.out), args.seed, pick_device(args.device)
 
     # Data: clips of moving digits with captions, rendered when they are needed. Other digits are held out.
     digits, other_digits = load_digits(args.digits, seed)
     data, held_out = make_world(args.world, args.photos, digits, other_digits, settings.model.data)
 
-    # The model: VAE, transformer and caption encoder. The run writes its checkpoints, and resumes from them.
+    # The model: VAE, transformer and caption encoder, with random weights or with those of another model.
+    # The run writes its checkpoints, and resumes from them.
     torch.manual_seed(seed)
     model = ToyModel(settings.model).to(device)
+    if settings.start:
+        start_from(model, settings.start)
     source = args.digits if args.world == "black" else f"{args.digits} on {args.photos or 'photographs'}"
     run = Run(out, model, settings, seed, source, World(device), args.resume)
     if report := run.finished(["vae", "dit"]):
@@ -58,7 +63,8 @@ def train(args, command):
     if "dit" not in run.stages_done:
         variants = clip_variants(data, *digits, settings)
         caches = encode_variants(model.vae, variants, settings.latents, seed, device)
-        measure_latents(model.vae, [cache.latents for cache in caches])
+        if not settings.start:             # what was learned before belongs to the statistics of that model
+            measure_latents(model.vae, [cache.latents for cache in caches])
         train_dit(run, model, caches, held_out)
 
     # Report: what the saved file (in float16) makes of held-out clips, captions and seeds.
@@ -83,6 +89,8 @@ def arguments():
     add("--world", choices=("black", "texture"), default="black", help="what the digits move over")
     add("--photos", metavar="FOLDER", help="with --world texture: your photographs instead of matplotlib's")
     add("--preset", choices=("toy", "large", "short"), default="toy")
+    add("--start", metavar="FILE",
+        help="start from this model's weights (default: random; with --preset large: the shipped model's)")
     add("--budget", type=BUDGET, default=1.0, help="train for this many times the steps (default: 1)")
     add("--seed", type=SEED, default=0)
     add("--prompts", type=COUNT, default=200, help="held-out prompts to judge by (default: %(default)s)")

@@ -22,12 +22,28 @@ def printable(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+class Once(argparse.Action):
+    """An option's value. A second one would silently replace the first, so it is refused."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if option_string in parser.given:
+            raise argparse.ArgumentError(self, "it is given twice: give it once")
+        if option_string:
+            parser.given.add(option_string)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one line for a mistake, exit code 2, no abbreviated options and no empty words."""
 
     def __init__(self, **how):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **how)
         self.register("type", None, not_empty)
+        self.register("action", None, Once)
+
+    def parse_known_args(self, args=None, namespace=None):
+        self.given = set()
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {printable(message)} (see --help)\n")

@@ -54,7 +54,7 @@ NUMBERS = {"sample": "change guidance fps decode-t decode-noise stg", "train_tin
 NOT_NUMBERS = ["", "x", "nan", "inf", "-inf", "-0.5", "1e999", "1,5", "1_0"]
 # Options whose text may not be empty.
 TEXTS = {"sample": "out image start checkpoint weights text t5 release device size tiles upsampler",
-         "train_tiny": "out digits device photos",
+         "train_tiny": "out digits device photos start",
          "training": "out digits clips buckets text latents vae weights device",
          "ablation": "digits model device out keep", "bench": "size parts device out headline items",
          "memory": "size device", "conditions": "checkpoint out", "t5": "clips out device", "which": "device"}
@@ -148,6 +148,9 @@ OTHERS = {
                         "unsigned bytes (its header is cut off, or of another kind of file): copy or down",
         "--res": "unrecognized arguments: --res", "--prompt 3": "unrecognized arguments: --prompt 3",
         "--preset tiny": "argument --preset: invalid choice: 'tiny'",
+        "--start absent.pt": "there is no checkpoint absent.pt",
+        "--start text.txt": "text.txt is not a checkpoint of minltx",
+        "--preset short --start shipped": "the transformer in shipped is another one than this run's",
         "stray": "unrecognized arguments: stray",
         "--resume --out folder": "there is no checkpoint folder",
         "--budget": "argument --budget: expected one argument"},
@@ -181,6 +184,11 @@ OTHERS = {
         "--resume --out folder": "there is no checkpoint folder",
         "--vae absent.pt --digits drawn": "there is no checkpoint absent.pt",
         "--vae text.txt": "text.txt is not a checkpoint of minltx",
+        "--vae a --start b": "--start and --vae are two sources of the autoencoder: give one",
+        "--weights a --start b": "--start and --weights are two sources of the weights: give one",
+        "--start folder": "folder is a folder: name the file in it, such as folder",
+        "--preset clips": "the preset clips is trained on your clips: give --clips FOLDER",
+        "--preset large --clips folder": "the preset large is for digits: use --preset clips for larger clips",
         "--vae folder": "folder is a folder: name the file in it, such as folder",
         "--weights folder": "folder has no folder transformer", "--weights absent": "there is no absent",
         "--latents cut.npz": "cut.npz does not hold latents, or is damaged (it is not a whole file of torch)",

@@ -65,6 +65,26 @@ def test_training_clips_show_no_held_out_combination(digits):
         assert all(scene[0].colour != scene[1].colour for scene in scenes)
 
 
+def test_two_digits_never_cover_each_other(digits, monkeypatch):
+    """Their light is apart in every frame: the clip is the sum of the two digits, each painted alone."""
+    data, kept = MovingDigits(*digits, DataConfig(digits=2, size=64)), []
+    monkeypatch.setattr("minltx.toy.data.render", lambda *args: kept.append(args) or render(*args))
+    scenes = data.choose(50, torch.Generator().manual_seed(0))
+    video = data.clips(scenes, torch.Generator().manual_seed(1))
+    sprites, colours, centres, size = kept[0]
+    alone = [render(sprites[:, [k]], colours[:, [k]], centres[:, [k]], size) for k in (0, 1)]
+    torch.testing.assert_close(video + 1, alone[0] + alone[1] + 2, rtol=0, atol=1e-5)
+    assert not ((alone[0] > -0.99).any(1) & (alone[1] > -0.99).any(1)).any()
+    places = centres[:, :, 0].flatten(0, 1)                       # nor are they driven into the corners
+    assert places.min() < 20 and places.max() > 44 and (places.std(0) > 8).all()
+
+
+def test_digits_without_room_for_each_other_are_refused(digits):
+    data = MovingDigits(*digits, DataConfig(digits=2))
+    with pytest.raises(ValueError, match="2 digits of 22 pixels do not find room in a frame of 32"):
+        data.batch(4, torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_digits_move_as_captioned_and_stay_inside(digits, direction):
     config = DataConfig()

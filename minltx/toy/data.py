@@ -1,9 +1,10 @@
 """Moving digits with captions: videos that cost nothing and whose right answer is known.
 
 A clip shows one or two coloured digits that drift in a straight line over black, and its caption says so:
-"a red 7 moving left", "a red 7 moving left and a blue 3 moving up". A still image is a clip of one frame
-with the caption "a red 7". Everything follows from a seed. The digits are drawn from the fonts that come
-with matplotlib, bent a little differently each time; real ones are in `minltx.toy.mnist`.
+"a red 7 moving left", "a red 7 moving left and a blue 3 moving up". Two digits never cover each other. A
+still image is a clip of one frame with the caption "a red 7". Everything follows from a seed. The digits are
+drawn from the fonts that come with matplotlib, bent a little differently each time; real ones are in
+`minltx.toy.mnist`.
 
 One combination of digit, colour and direction in six is never shown in training, so that a prompt can ask
 for something new.
@@ -192,11 +193,28 @@ class MovingDigits:
         heading = torch.tensor([[DIRECTIONS[x.direction] for x in scene] for scene in scenes]).float()
         low, high = self.distance
         travel = heading * (low + (high - low) * torch.rand(*shape, 1, generator=generator))  # (B, K, 2)
-        room = c.size - c.digit_size - travel.abs()
-        start = c.digit_size / 2 + room * torch.rand(*shape, 2, generator=generator) - travel.clamp(max=0)
-        steps = torch.linspace(0, 1, c.frames)[: 1 if still else c.frames, None]
-        centres = start[:, :, None] + travel[:, :, None] * steps                          # (B, K, F, 2)
+        centres = self.place(travel, generator)[:, :, : 1 if still else c.frames]         # (B, K, F, 2)
         return render(sprites, colours, centres, c.size)
+
+    def place(self, travel, generator):
+        """Where digits are in every frame: travel (B, K, 2), pixels over the clip -> centres (B, K, F, 2).
+
+        Inside the frame, and apart: a clip in which the squares around two digits overlap in any frame gets
+        new places. Raises ValueError if there seems to be no room for that."""
+        c = self.config
+        room = c.size - c.digit_size - travel.abs()                                       # (B, K, 2)
+        path = travel[:, :, None] * torch.linspace(0, 1, c.frames)[:, None]               # (B, K, F, 2)
+        start, bad = torch.empty_like(travel), torch.ones(len(travel), dtype=torch.bool)
+        for _ in range(1000):
+            places = torch.rand(*travel[bad].shape, generator=generator)
+            start[bad] = c.digit_size / 2 + room[bad] * places - travel[bad].clamp(max=0)
+            centres = start[:, :, None] + path
+            gaps = (centres[:, :, None] - centres[:, None]).abs().amax(-1).amin(-1)       # (B, K, K)
+            bad = (gaps < c.digit_size + 3).triu(1).any((1, 2))
+            if not bad.any():
+                return centres
+        raise ValueError(f"{travel.shape[1]} digits of {c.digit_size} pixels do not find room in a frame of "
+                         f"{c.size}: use fewer or smaller ones, a lower speed or a larger size")
 
     def batch(self, count, generator, held_out=False):
         """`count` fresh clips -> (video (B, 3, F, H, W), scenes); the generator decides what they show."""

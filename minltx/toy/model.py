@@ -125,6 +125,18 @@ class ToyModel(nn.Module):
                         start).cpu()
 
 
+def start_from(model, path):
+    """Give a model all weights in another file ("shipped": of the shipped model), with the statistics of its
+    latents. Raises ValueError if its networks or words are others, and as `load_checkpoint` does."""
+    other = load_checkpoint(SHIPPED if path == "shipped" else path)[0].to(next(model.parameters()).device)
+    for name in ("vae", "dit", "words"):
+        if getattr(other.config, name) != getattr(model.config, name):
+            what = {"vae": "autoencoder", "dit": "transformer", "words": "vocabulary"}[name]
+            raise ValueError(f"the {what} in {path} is another one than this run's: start from a model that "
+                             "was trained with the same networks and words")
+    model.load_state_dict(other.state_dict())
+
+
 def config_from(stored):
     """The ModelConfig in a checkpoint's plain dictionary. Raises ValueError for a config that cannot be."""
     text = stored.get("stored_text", False)

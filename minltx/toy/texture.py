@@ -18,6 +18,7 @@ from minltx.toy.data import MovingDigits
 PAN = 8.0                       # the camera's highest speed, in pixels per second
 BRIGHTEST = 0.7                 # of the photographs, so that all six colours stand out
 HELD_OUT = 0.3                  # the lowest part of every photograph, which only held-out clips show
+LEAST = 32                      # pixels on each side of a photograph
 PICTURES = (".png", ".jpg", ".jpeg")
 
 
@@ -51,7 +52,9 @@ def folder_pictures(folder):
             try:
                 with Image.open(path) as picture:
                     pictures.append(np.asarray(picture.convert("L")))
-            except OSError as error:
+                if min(pictures[-1].shape) < LEAST:
+                    raise ValueError(f"it is smaller than {LEAST}x{LEAST} pixels")
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
                 raise ValueError(f"{path} cannot be read as a picture ({error}): "
                                  "replace or remove it") from None
     if not pictures:

@@ -28,7 +28,7 @@ from minltx.dit import DiT
 from minltx.evaluation.report import judge, table, write_report
 from minltx.toy.captions import StoredText, learn_words, most_words, split_words
 from minltx.toy.data import MovingDigits, load_digits
-from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint
+from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint, start_from
 from minltx.training import memory, parallel
 from minltx.training.endings import end, one_line
 from minltx.training.latents import (check_latents, clip_variants, latent_cache, measure_latents, read_vae,
@@ -47,16 +47,20 @@ def settings_of(args):
     """The preset, with the command line's changes. Raises ValueError for options that do not fit together."""
     check_together(args, [(name, ["clips"], "for a folder of clips") for name in ("buckets", "text")],
                    [("vae", "weights", "are two sources of the autoencoder"),
+                    ("start", "vae", "are two sources of the autoencoder"),
+                    ("start", "weights", "are two sources of the weights"),
                     ("only", "vae", "leave nothing to train"), ("only", "weights", "leave nothing to train"),
                     ("only", "token_drop", "do not fit: that is for the transformer"),
                     ("clips", "digits", "are two sources of data")])
     settings = scaled(PRESETS[args.preset], args.budget)
-    for name in ("micro_batches", "precision", "optimizer", "token_drop"):
+    for name in ("start", "micro_batches", "precision", "optimizer", "token_drop"):
         if getattr(args, name) is not None:
             settings = replace(settings, **{name: getattr(args, name)})
     if settings.model.data.digits == 0 and not args.clips:
-        raise ValueError(f"the preset {args.preset} is trained on your clips: give --clips FOLDER, and "
-                         "--text FILE with the embeddings of their captions")
+        raise ValueError(f"the preset {args.preset} is trained on your clips: give --clips FOLDER"
+                         + ", and --text FILE with the embeddings of their captions" * (args.preset == "2b"))
+    if args.clips and settings.clip_variants:
+        raise ValueError(f"the preset {args.preset} is for digits: use --preset clips for larger clips")
     return settings
 
 
@@ -191,6 +195,8 @@ def train(args, command):
 
     torch.manual_seed(args.seed)
     model = ToyModel(settings.model).to(world.device)
+    if settings.start:
+        start_from(model, settings.start)
     if data.text:
         model.text = data.text
     run = Run(args.out, model, settings, args.seed, args.clips or args.digits or "drawn", world, args.resume)
@@ -211,7 +217,7 @@ def train(args, command):
         train_vae(run, model, data.vae, data.held_out, critics=critics)
     if "dit" not in run.stages_done:
         caches = latent_cache(args.latents, model.vae, data.dit, settings, args.seed, world)
-        if not args.weights:                                    # released weights have their own statistics
+        if not (args.weights or settings.start):                # those weights have their own statistics
             measure_latents(model.vae, [cache.latents for cache in caches])
         if args.only != "vae":
             train_dit(run, model, caches, data.held_out)
@@ -266,6 +272,8 @@ def arguments():
     add("--only", choices=["vae"], help="stop after this stage")
     add("--vae", metavar="FILE", help="take this checkpoint's autoencoder and train the transformer only")
     add("--weights", metavar="FILE", help="start from released weights and train the transformer")
+    add("--start", metavar="FILE", help="start from this model.pt and train both (default: random weights; "
+        "with --preset large: the shipped model's)")
 
     add = parser.add_argument_group("how to train").add_argument
     add("--micro-batches", type=COUNT, help="a step is the mean gradient of this many batches (default: 1)")

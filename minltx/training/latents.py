@@ -27,8 +27,9 @@ class LatentCache:
 
 def clip_variants(data, images, labels, settings):
     """The data sets that stage 2 learns from: the data itself, or one for each of settings.clip_variants."""
-    return [data.like(images, labels, replace(data.config, frames=frames, size=size, fps=fps))
-            for frames, size, fps in settings.clip_variants] or [data]
+    names = ("frames", "size", "fps", "digits")
+    return [data.like(images, labels, replace(data.config, **dict(zip(names, variant))))
+            for variant in settings.clip_variants] or [data]
 
 
 def take_vae(model, path):

@@ -17,11 +17,12 @@ from minltx.vae import VAEConfig
 class Settings(VAERecipe, FlowRecipe):
     """The model, the recipes of both objectives, and how long and how fast to train.
 
-    A phase of the VAE is (frames, clips in a batch, steps). A clip variant is (frames, size, fps). Stage 2
-    learns shapes before motion: its curriculum, (frames, share of all steps), starts with clips that are cut.
+    A phase of the VAE is (frames, clips in a batch, steps). A clip variant is (frames, size, fps), or these
+    and the number of digits; steps of stage 2 use one of them. Stage 2 learns shapes before motion: its curriculum, (frames, share of all steps), starts with clips that are cut.
     """
 
     model: ModelConfig
+    start: str = ""                                  # weights to start from: a file, "shipped", or "" for random
     loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
     vae_phases: tuple = ((1, 32, 200), (9, 12, 500), (17, 8, 500))
     vae_lr: float = 0.02                             # of Muon, for matrices
@@ -47,6 +48,7 @@ class Settings(VAERecipe, FlowRecipe):
         """Raises ValueError, which names the field, for values that cannot be trained."""
         for name, kind in (("model", ModelConfig), ("loss", LossConfig)):
             require.require(isinstance(getattr(self, name), kind), name, getattr(self, name), kind.__name__)
+        require.require(isinstance(self.start, str), "start", self.start, "a file, shipped, or nothing")
         for name, known in CHOICES.items():
             require.choice(name, getattr(self, name), known)
         for name, (check, low, high) in RANGES.items():
@@ -88,9 +90,16 @@ TOY = Settings(model=ModelConfig(
                   max_position=(2.0, 64.0, 64.0), theta=10.0)),     # RoPE for clips of 2 s and 64 pixels
     curriculum=((1, 0.25), (9, 0.2)))
 
-LARGE = replace(TOY, model=replace(
-    TOY.model, data=DataConfig(size=64, digit_size=26, digits=2, speed=(8.0, 16.0))),
-    vae_phases=((1, 16, 300), (9, 6, 900), (17, 4, 400)), dit_batch=12, dit_steps=3000)
+# 64x64 and two digits, from the shipped model's weights: its encoder stays, its decoder gets used to larger
+# frames, and the transformer learns from several sizes and numbers of digits in turn.
+LARGE = replace(TOY, start="shipped", freeze_encoder=True, loss=replace(TOY.loss, foreground=0.0),
+                model=replace(TOY.model, data=DataConfig(size=64, digits=2), shapes=((17, 64, 64), (17, 56, 56), (17, 32, 32))),
+                vae_phases=((9, 6, 100), (17, 4, 300)), latents=9600, dit_batch=8, dit_steps=7500,
+                clip_variants=((17, 64, 16.0, 2), (17, 56, 16.0, 2), (17, 32, 16.0, 1)))
+
+# 64x64 for a folder of clips, from random weights.
+CLIPS = replace(TOY, model=replace(TOY.model, data=DataConfig(size=64, digits=0)),
+                vae_phases=((1, 16, 300), (9, 6, 900), (17, 4, 400)), dit_batch=12, dit_steps=3000)
 
 # For ablations: the released RoPE, and one kind of batch from the first step to the last.
 SHORT = replace(TOY, model=replace(
@@ -104,7 +113,7 @@ FULL = Settings(model=ModelConfig(DataConfig(121, (512, 768), 0, 0, 24.0), VAECo
                 latents=2000, dit_steps=1000, dit_batch=1, dit_adam_lr=1e-5, ema=0.999,
                 layouts=("free", "start", "still", "free"), precision="bf16", optimizer="adamw")
 
-PRESETS = {"toy": TOY, "large": LARGE, "short": SHORT, "2b": FULL}
+PRESETS = {"toy": TOY, "large": LARGE, "short": SHORT, "clips": CLIPS, "2b": FULL}
 
 
 def scaled(settings, budget):
