@@ -149,6 +149,7 @@ def number(low, high):
     return convert
 
 
+LONGEST = 200                                           # bytes of a file's name: systems allow 255 in all
 SEED = whole(0, 2**32 - 1)
 COUNT = whole(1, 100_000)
 BUDGET = number(0.0001, 999)                            # times the usual steps
@@ -179,6 +180,8 @@ def new_file(*endings):
             raise ValueError(f"cannot write {text}: use a name that ends in {', '.join(endings)}")
         if path.exists() and not path.is_file():
             raise ValueError(f"{text} is not a file: give the name of a file to write")
+        if len(os.fsencode(path.name)) > LONGEST:
+            raise ValueError(f"the name {path.name:.40}... is too long: use at most {LONGEST} letters")
         try_writing(path.parent)
         return text
 

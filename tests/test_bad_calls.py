@@ -74,6 +74,7 @@ EACH = [(name, f"--{option}={value}", f"argument --{option}: ")
 OTHERS = {
     "sample": {
         "--frames 10": "10 frames cannot be encoded: use 4k+1, such as 9 or 13",
+        "--image picture.png --image text.txt": "argument --image: it is given twice: give it once",
         "--size 30": "a height of 30 is not a multiple of 8: use 24 or 32",
         "--size 32x30": "a width of 30 is not a multiple of 8",
         "--size big": "argument --size: 'big' is not understood",
@@ -149,6 +150,9 @@ OTHERS = {
         "--res": "unrecognized arguments: --res", "--prompt 3": "unrecognized arguments: --prompt 3",
         "--preset tiny": "argument --preset: invalid choice: 'tiny'",
         "--start absent.pt": "there is no checkpoint absent.pt",
+        "--world texture --photos small": f"{Path('small/line.png')} cannot be read as a picture (it is smaller",
+        "--world texture --photos bomb": f"{Path('bomb/huge.png')} cannot be read as a picture (Image size",
+        "--seed 1 --seed 2": "argument --seed: it is given twice: give it once",
         "--start text.txt": "text.txt is not a checkpoint of minltx",
         "--preset short --start shipped": "the transformer in shipped is another one than this run's",
         "stray": "unrecognized arguments: stray",
@@ -220,6 +224,15 @@ OTHERS = {
         "loss.nothing=1,2": "'nothing' is not a setting: LossConfig has",
         "precision=float16,float32": "precision is 'float16': use 'float32' or 'bf16'",
         "caption_dropout=-1,0": "caption_dropout is -1: use a number from 0 to 1",
+        "rope=exponential": "rope=exponential has nothing to compare: give rope two levels or more of ",
+        "rope=exponential,none rope=exponential,inverse": "rope is named twice: give all its levels at once",
+        "rope --out new --keep new": "--keep and --out are one folder",
+        "rope=exponential,none --seeds 1 --out ablated": f"{Path('ablated/dit/rope=none/seed0/spec.json')} is damaged",
+        "rope=exponential,none --seeds 1 --minutes 1 --out spent": f"{Path('spent/budget.json')} is damaged",
+        "mine.py:Weak": "Weak cannot be created: TypeError: ",
+        "mine.py:Wrong": "mine = Wrong cannot be trained: ValueError: the loss of its first step is not",
+        "mine.py:TABLE": "dict is not an idea",
+        "exits.py:Own": "exits.py cannot be imported: SystemExit: usage",
         "absent.py:Idea": "the file ", "--out text.txt": "argument --out: text.txt is not a folder",
         "--model absent.pt": "there is no checkpoint absent.pt",
         "--model text.txt": "text.txt is not a checkpoint of minltx",
@@ -236,6 +249,10 @@ OTHERS = {
         "--against diffusers --parts save": "--parts 'save' is not known: use some of dit,encode,decode",
         "--out bench.txt": "argument --out: cannot write bench.txt: use a name that ends in .json",
         "--out folder.json": "argument --out: folder.json is not a file",
+        "--out " + 250 * "l" + ".json": "argument --out: the name " + 40 * "l" + "... is too long: use at most",
+        "--size 800001x320000x320000 --parts dit": "1 video of 800001x320000x320000",
+        "--attention cudnn --device cpu": "--attention cudnn is a kernel of GPUs",
+        "--headline results --items bench": f"{Path('results/bench.json')} is damaged, or not a result",
         "--items dit_flash": "--items is for all figures of a device: add --headline",
         "--toy-budget 1": "--toy-budget is for all figures of a device: add --headline",
         "--headline new --items gold": "--items 'gold' is not known: use some of bench,",
@@ -260,6 +277,7 @@ OTHERS = {
     "conditions": {
         "--out x.txt": "argument --out: cannot write x.txt: use a name that ends in .json",
         "--out folder.json": "argument --out: folder.json is not a file",
+        "--out taken/x.json": f"the examples go to {Path('taken/x.png')}, which is a folder",
         "--clips 0": "argument --clips: 0 is out of range: use 2 to 10000",
         "--checkpoint absent.pt": "there is no checkpoint absent.pt",
         "--checkpoint text.txt": "text.txt is not a checkpoint of minltx",
@@ -277,7 +295,8 @@ OTHERS = {
         "--release 1.0": "argument --release: invalid choice: '1.0'",
         "--dev cpu": "unrecognized arguments: --dev cpu", "folder": "unrecognized arguments: folder",
         "--device": "argument --device: expected one argument", "--weights": "unrecognized arguments"}}
-BARE = [("sample", "", "one of the arguments PROMPT --words is required"),
+BARE = [("sample", "--words --weights text.txt", "--words and --weights do not fit: released weights take"),
+        ("sample", "", "one of the arguments PROMPT --words is required"),
         ("ablation", "", "name a switch: "), ("ablation", "--grid", "name a switch: "),
         ("t5", "", "the following arguments are required: folder"),
         ("t5", "folder", "there is nothing to embed: give prompts, or --clips FOLDER"),
@@ -302,6 +321,20 @@ TABLE = [*((name, whole_line(name, line), start) for name, line, start in EACH),
          *((name, whole_line(name, line), start) for name, lines in OTHERS.items()
            for line, start in lines.items())]
 
+MINE = """from minltx.ablation.ideas import Idea
+from minltx.dit import Block
+
+TABLE = {"Block": Block}
+
+class Weak(Idea):
+    def __init__(self, weight):
+        super().__init__({"loss.dwt": weight})
+
+class Wrong(Block):
+    def forward(self, *args):
+        return float("nan") * super().forward(*args)
+"""
+
 # Without that package, files that are not safetensors are not opened to find out.
 MISSING = "reading and writing the released format needs a package"
 NO_SAFETENSORS = [] if find_spec("safetensors") else [MISSING]
@@ -317,7 +350,16 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "cut.npz").write_bytes(b"PK\3\4")
     np.savez(tmp_path / "bare.npz", x=np.ones(3))
     np.savez(tmp_path / "flat.npz", frames=np.ones(3))
-    (tmp_path / "cut").mkdir()
+    for name in ("cut", "small", "bomb", "results", "taken", "taken/x.png", "spent",
+                 "ablated/dit/rope=none/seed0"):
+        (tmp_path / name).mkdir(parents=True)
+    Image.new("L", (64, 1)).save(tmp_path / "small" / "line.png")
+    Image.new("1", (20000, 20000)).save(tmp_path / "bomb" / "huge.png")
+    for name in ("results/bench.json", "spent/budget.json"):
+        (tmp_path / name).write_text("[]")
+    (tmp_path / "ablated/dit/rope=none/seed0/spec.json").write_text("{}")
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit('usage: exits.py IN OUT')\n")
     for name in ("images-idx3", "labels-idx1"):
         (tmp_path / "cut" / f"train-{name}-ubyte").write_bytes(b"\0\0")
     monkeypatch.chdir(tmp_path)
@@ -388,7 +430,8 @@ def test_all_commands_of_the_package_are_in_the_table():
              if "Parser(prog=" in path.read_text(encoding="utf-8")}
     own = {Path(main.__code__.co_filename).relative_to(ROOT).as_posix() for main, _, _ in COMMANDS.values()}
     # Those of the course are in test_assignments.py, as its packages are optional.
-    assert users - own == {"minltx/course/__main__.py", "minltx/course/diagrams.py", "minltx/bench/flops.py"}
+    assert users - own == {"minltx/course/__main__.py", "minltx/course/diagrams.py", "minltx/bench/flops.py",
+                           "minltx/evaluation/digits.py"}               # the last two have no options
     parser = Parser(prog="any")
     parser.add_argument("--text")
     with pytest.raises(argparse.ArgumentTypeError):

@@ -25,5 +25,5 @@ def test_samples_follow_each_other_in_the_order_of_their_steps(tmp_path):
 
 
 def test_a_folder_without_samples_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="no samples"):
+    with pytest.raises(ValueError, match="no samples"):
         learning.main(tmp_path)

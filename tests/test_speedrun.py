@@ -82,7 +82,7 @@ def test_a_claim_that_misses_a_figure_is_not_kept(tmp_path, started, monkeypatch
     assert not (tmp_path / "slow.json").exists()
     with pytest.raises(SystemExit) as stop:
         speedrun.main(["--figure", "best", "--out", str(tmp_path / "more")])
-    assert stop.value.code == 2 and "no figure best" in capsys.readouterr().err
+    assert stop.value.code == 2 and "invalid choice: 'best'" in capsys.readouterr().err
 
 
 def test_the_page_has_the_committed_records():

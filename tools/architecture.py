@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from minltx.command import Parser
 from minltx.course.diagrams import BLUE, GREY, INK, ORANGE, Page
 from minltx.dit import DiT, DiTConfig
 from minltx.pretrained import RELEASES
@@ -127,6 +128,7 @@ def draw():
 
 
 def main():
+    Parser(prog="python -m tools.architecture", description=__doc__).parse_args()
     page = Image.fromarray(np.asarray(draw().figure.canvas.buffer_rgba())).convert("RGB")
     page.quantize(128).save(ROOT / "docs" / "architecture.png", optimize=True)
 

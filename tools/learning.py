@@ -3,11 +3,11 @@
     python -m tools.learning runs/toy
 """
 
-import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageSequence
 
+from minltx.command import Parser, one_line
 from tools.count import ROOT
 
 TITLE = 16      # pixels of height for the line above the videos
@@ -17,7 +17,7 @@ def main(folder, out=ROOT / "docs" / "learning.gif"):
     """Every second frame of all samples of stage 2, one after the other, each with its step."""
     paths, pages = sorted(Path(folder, "samples").glob("dit-*.gif")), []
     if not paths:
-        raise SystemExit(f"there are no samples of stage 2 in {folder}: name the folder of a run")
+        raise ValueError(f"there are no samples of stage 2 in {folder}: name the folder of a run")
     last = int(paths[-1].stem.split("-")[1])
     for path in paths:
         step = int(path.stem.split("-")[1])
@@ -32,4 +32,9 @@ def main(folder, out=ROOT / "docs" / "learning.gif"):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = Parser(prog="python -m tools.learning", description=__doc__)
+    parser.add_argument("folder", help="of a run")
+    parser.add_argument("out", nargs="?", default=ROOT / "docs" / "learning.gif")
+    args = parser.parse_args()
+    with one_line(parser):
+        main(args.folder, args.out)

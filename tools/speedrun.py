@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from minltx.command import Parser, hardware
+import train_tiny
+from minltx.command import COUNT, SEED, Parser, hardware
 from minltx.evaluation.report import judge
 from minltx.files import put_in_place
 from minltx.toy.data import MovingDigits, load_digits
@@ -29,6 +30,7 @@ from tools.tables import table, with_tables
 PAGE, RECORDS = ROOT / "docs" / "speedrun.md", ROOT / "docs" / "results" / "speedrun"
 JUDGE = 20_000      # added to a seed: a run is verified with other digits and noise than in its own report
 BARS = {"colour": 0.99, "direction": 0.99}      # next to the headline figure, which has to reach HEADLINE
+FIGURES = ("every_frame", "frames", "digit", "all")         # that may be the headline
 HEADLINE, SPEED, PSNR = 0.90, 0.10, 29.0
 
 
@@ -66,6 +68,15 @@ def shortfalls(figures, headline):
     if not figures["psnr"] >= PSNR:
         found.append(f"PSNR {figures['psnr']:.2f} dB, not {PSNR:g}")
     return found
+
+
+def read_record(path):
+    """A record's dictionary. Raises ValueError if the file holds none."""
+    record = json.loads(Path(path).read_text())
+    names = ("name", "change", "runs", "prompts", "headline", "options", "hardware")
+    if not isinstance(record, dict) or any(name not in record for name in names):
+        raise ValueError(f"{path} is not a record: name one of {RECORDS.relative_to(ROOT).as_posix()}")
+    return record
 
 
 def claim(args, options):
@@ -124,10 +135,11 @@ def arguments():
     add = parser.add_argument
     add("--name", default="mine", help="of the record (default: %(default)s)")
     add("--change", default="-", help="what changed since the last record, in a few words")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    add("--seeds", type=SEED, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     add("--out", default="runs/speedrun", help="folder for the runs (default: %(default)s)")
-    add("--figure", default="every_frame", help="the judge's headline figure (default: %(default)s)")
-    add("--prompts", type=int, default=400, help="held-out prompts (default: %(default)s)")
+    add("--figure", choices=FIGURES, default="every_frame",
+        help="the judge's headline figure (default: %(default)s)")
+    add("--prompts", type=COUNT, default=400, help="held-out prompts (default: %(default)s)")
     add("--verify", metavar="FILE", help="repeat the runs of this record, and compare")
     add("--write", action="store_true", help="write the table of docs/speedrun.md, and do nothing else")
     return parser
@@ -143,10 +155,11 @@ def main(argv=None):
         return PAGE.write_text(with_tables(page, {"records": history(records())}), encoding="utf-8")
     try:
         if args.verify:
-            claimed = json.loads(Path(args.verify).read_text())
+            claimed = read_record(args.verify)
             args.name, args.change = f"{claimed['name']} verified", claimed["change"]
             args.seeds, args.prompts = [run["seed"] for run in claimed["runs"]], claimed["prompts"]
             args.figure, options = claimed["headline"], claimed["options"]
+        train_tiny.arguments().parse_args(options)                      # exits if they are wrong
         record = claim(args, options)
     except (ValueError, OSError, KeyError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")

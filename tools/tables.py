@@ -8,11 +8,11 @@
 import ast
 import json
 import re
-import sys
 from pathlib import Path
 
 from minltx.bench import __main__ as bench
 from minltx.bench import headline
+from minltx.command import Parser, one_line
 from minltx.video.plots import save_curves
 from tools.count import ROOT, chapter_lines
 
@@ -217,17 +217,28 @@ def plots():
         ("Held-out clips", "minutes", "PSNR in dB", quality, "linear")])
 
 
-def main(args):
-    if args[:1] == ["--keep"]:
-        (RESULTS / f"{args[2]}.json").write_text(json.dumps(json.loads(Path(args[1]).read_text())) + "\n")
+def main():
+    parser = Parser(prog="python -m tools.tables", description=__doc__)
+    parser.add_argument("--keep", nargs=2, metavar=("FILE", "NAME"), help="keep a report under this name")
+    parser.add_argument("--write", action="store_true", help="write the pages and figures")
+    args = parser.parse_args()
+    with one_line(parser):
+        run(args)
+
+
+def run(args):
+    """Keep a report, or make all tables."""
+    if args.keep:
+        report = json.loads(Path(args.keep[0]).read_text())
+        (RESULTS / f"{args.keep[1]}.json").write_text(json.dumps(report) + "\n")
         return
     made = tables()
     print("\n\n".join(made.values()))
-    if args == ["--write"]:
+    if args.write:
         for page in (ROOT / "README.md", *DOCS.glob("*.md")):
             page.write_text(with_tables(page.read_text(), made))
         plots()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

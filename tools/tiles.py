@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from minltx.command import Parser
 from minltx.toy import load_toy
 from minltx.toy.data import COLOURS, DIRECTIONS, DataConfig, MovingDigit, MovingDigits, draw_digits
 from minltx.vae import VAEConfig, VideoVAE
@@ -65,6 +66,7 @@ def measure(vae, latent, tiles, halos=(1, 2, 4, 6, 8)):
 
 
 def main():
+    Parser(prog="python -m tools.tiles", description=__doc__).parse_args()
     ctypes.CDLL(None).mallopt(-3, 1 << 22)    # glibc: return large freed blocks, so that peaks are peaks
     torch.manual_seed(0)
     toy, deep = load_toy().vae, VideoVAE(DEEP)

@@ -17,6 +17,7 @@ Verdicts need 3 seeds, and small differences more: see `minltx.ablation.paired`.
 import argparse
 import itertools
 import json
+import math
 import os
 import shlex
 import shutil
@@ -33,7 +34,7 @@ import torch
 from minltx.ablation.cost import announce, estimate
 from minltx.ablation.ideas import Idea, combine, explain, identity, identity_in, reference
 from minltx.ablation.runner import JUDGE, seconds, steps_of, train, train_and_judge
-from minltx.ablation.switches import LENGTH, SWITCHES, parse_switch
+from minltx.ablation.switches import LENGTH, SWITCHES, parse_switch, settings_for
 from minltx.ablation.verdicts import folder_of, write_tables
 from minltx.command import BUDGET, Parser, check_together, device_name, new_folder, number, one_line, whole
 from minltx.evaluation.digits import classifier_for
@@ -69,7 +70,8 @@ def try_all(rows):
         try:
             steps = steps_of(idea, stage, digits)
             for _, step in (steps[0], steps[-1]):
-                step()
+                if not math.isfinite(step()):
+                    raise ValueError("the loss of its first step is not finite")
         except Exception as error:    # a class of the user's can fail in any way
             raise ValueError(f"{name} = {level} cannot be trained: {explain(error)}") from error
 
@@ -135,13 +137,24 @@ def calibrate(args, out, stages):
     if args.minutes is None:
         return {stage: (args.budget or 1.0) * LENGTH[stage] for stage in stages}
     path = out / "budget.json"
-    budget = json.loads(path.read_text()) if path.exists() else {}
+    budget = read_json(path) if path.exists() else {}
     digits = load_digits(args.digits, 0)[0]
     with threads_of_a_run(args.jobs):
         for stage in sorted(stages - set(budget)):
             budget[stage] = round(60 * args.minutes / seconds(Idea(), stage, digits), 4)
     put_in_place(path, lambda part: part.write_text(json.dumps(budget)))
     return budget
+
+
+def read_json(path, *names):
+    """A dictionary that an ablation wrote. Raises ValueError if it is damaged, or lacks one of the names."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or any(name not in found for name in names):
+        raise ValueError(f"{path} is damaged, or not of an ablation: name another folder with --out")
+    return found
 
 
 # --- Running ----------------------------------------------------------------------------------------------
@@ -151,7 +164,7 @@ def is_done(folder, idea, budget):
     such as an earlier version of the user's file."""
     for path in (folder / "spec.json", folder / "report.json"):
         if path.exists():
-            run = json.loads(path.read_text())
+            run = read_json(path, "changes", "budget")
             if identity_in(run) != identity(idea) or run["budget"] != budget:
                 raise ValueError(f"{folder} holds a run with another idea or budget: "
                                  "name another folder with --out")
@@ -161,7 +174,7 @@ def is_done(folder, idea, budget):
 def check_judge(folders):
     """Raises ValueError if a report was judged in another way than new ones will be."""
     for path in (folder / "report.json" for folder in folders):
-        if path.exists() and json.loads(path.read_text()).get("judge") != JUDGE:
+        if path.exists() and read_json(path).get("judge") != JUDGE:
             raise ValueError(f"{path} is of an earlier judge, so new runs cannot be compared with it: "
                              "name another folder with --out")
 
@@ -283,12 +296,18 @@ def options():
     return parser
 
 
-def check_files(args):
-    """Raises ValueError if the digits or the model cannot be read: before hours of training."""
+def check_files(args, rows):
+    """Raises ValueError, before hours of training, if the digits or the model cannot be read, if the model's
+    autoencoder is not that of all rows, and if --keep is --out."""
+    if args.keep and Path(args.keep).resolve() == Path(args.out).resolve():
+        raise ValueError("--keep and --out are one folder: name another one with --keep, or leave it out")
     if args.digits != "drawn":
         load_digits(args.digits, 0)
     if args.model not in (None, "short"):
-        load_checkpoint(args.model)
+        theirs = load_checkpoint(args.model)[0].config.vae
+        if any(stage == "dit" and settings_for(idea, stage).model.vae != theirs for *_, stage, idea in rows):
+            raise ValueError(f"the autoencoder in {args.model} has another config than this ablation's: use a "
+                             "model of the preset toy or short")
 
 
 def ablate(args, command):
@@ -302,9 +321,14 @@ def ablate(args, command):
     two_ways = [("model", "shared_budget", "are two ways to a shared model")]
     check_together(args, excludes=[("minutes", "budget", "are two lengths of a run"),
                                    *(two_ways if args.model != "short" else [])])
-    switches, out = dict(parse_switch(text) for text in asked), Path(args.out)
+    parsed, out = [parse_switch(text) for text in asked], Path(args.out)
+    switches = dict(parsed)
+    if len(switches) < len(parsed):
+        names = [name for name, _ in parsed]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice} is named twice: give all its levels at once, such as {twice}=LEVEL,LEVEL")
     rows, runs = plan(switches, args.seeds, args.grid)
-    check_files(args)
+    check_files(args, rows)
     try_all(rows)
     run_all(args, out, runs, 0 if args.grid else sum(max(1, len(switch.levels) - 1)
                                                      for switch in switches.values() if switch.claim))

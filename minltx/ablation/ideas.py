@@ -121,10 +121,13 @@ def idea_of(cls, changes=None):
     """
     bases = cls.__mro__[1:] if isinstance(cls, type) else ()
     if Idea in bases:
-        return cls(changes) if changes else cls()
+        try:
+            return cls(changes) if changes else cls()
+        except Exception as error:    # a class of the user's can fail in any way
+            raise ValueError(f"{cls.__name__} cannot be created: {explain(error)}") from error
     old = next((base for base in bases if base.__module__.startswith("minltx.")), None)
     if old is None or nn.Module not in bases:
-        raise ValueError(f"{getattr(cls, '__name__', cls)} is not an idea: it must be a subclass of Idea, or "
+        raise ValueError(f"{getattr(cls, '__name__', type(cls).__name__)} is not an idea: it must be a subclass of Idea, or "
                          "of a module of the chapters, such as minltx.dit.Block")
     stage = getattr(cls, "stage", "vae" if old.__module__ == "minltx.vae" else "dit")
     return type(cls.__name__, (Swap,), {"stage": stage, "old": old, "new": cls})(changes)
@@ -226,7 +229,7 @@ def load_file(path):
     sys.path.append(str(path.parent))                            # its own imports of files next to it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[str(path)]
         raise ValueError(f"{path.name} cannot be imported: {explain(error)}") from error
     return module

@@ -34,7 +34,8 @@ JUDGE = "each frame"      # how digits are read: figures of reports with another
 # --- Compute ----------------------------------------------------------------------------------------------
 
 def vae_steps(idea, settings, data):
-    """For each phase of stage 1, how many steps it has, and a function that does one without an optimiser."""
+    """For each phase of stage 1, how many steps it has, and a function that does one without an optimiser and
+    returns the loss."""
     model, generator = idea.build(settings.model), torch.Generator().manual_seed(0)
     model.vae.encoder.requires_grad_(not settings.freeze_encoder)
     critics = build_critics(settings, data, 0, "cpu", 1, idea.discriminator)
@@ -43,6 +44,7 @@ def vae_steps(idea, settings, data):
         video = data.batch(batch, generator)[0][:, :, :frames]
         loss, terms = idea.vae_objective(model.vae, video, settings, generator, 0.0, critics)
         (loss + terms.get("discriminator", 0.0)).backward()
+        return loss.item()
 
     return [(count, partial(step, frames, batch)) for frames, batch, count in settings.vae_phases]
 
@@ -56,7 +58,9 @@ def dit_steps(idea, settings, data):
     def step(layout, frames):
         generator.manual_seed((*settings.layouts, "still").index(layout))  # the same conditions for all ideas
         batch = batch_of_latents(model, cache, layout, settings, generator, frames)
-        idea.flow_objective(model, batch, settings, generator)[0].backward()
+        loss = idea.flow_objective(model, batch, settings, generator)[0]
+        loss.backward()
+        return loss.item()
 
     kinds = Counter(layout_of(settings, number) for number in range(settings.dit_steps))
     return [(count, partial(step, *kind)) for kind, count in kinds.items()]

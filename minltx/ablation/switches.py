@@ -167,11 +167,15 @@ def parse_switch(text):
 
 
 def with_levels(name, wanted):
-    """A switch of the table with some of its levels, or all. Raises ValueError for an unknown level."""
+    """A switch of the table with some of its levels, or all. Raises ValueError for an unknown
+    level, and for one that is compared with nothing."""
     switch = SWITCHES[name]
     for level in wanted:
         if level not in switch.levels:
             raise ValueError(f"{name} has no level {level!r}: use {', '.join(switch.levels)}")
+    if len(wanted) == 1 and len(switch.levels) > 1:
+        raise ValueError(f"{name}={wanted[0]} has nothing to compare: give {name} two levels or more of "
+                         f"{', '.join(switch.levels)}")
     return replace(switch, levels={level: switch.levels[level] for level in wanted or switch.levels})
 
 

@@ -31,6 +31,7 @@ import torch
 
 from minltx.bench import headline
 from minltx.bench.diffusers import COMPARED, import_diffusers
+from minltx.bench.forecast import check_memory
 from minltx.bench.parts import PARTS, PRESETS, Setup, latent_grid
 from minltx.bench.report import measure, table
 from minltx.bench.timing import ATTENTIONS
@@ -99,6 +100,10 @@ def setup_from(args):
                   args.compile, args.checkpoint_activations)
     for size in (preset.dit_size, preset.vae_size):
         latent_grid(setup, size)
+    if args.size and device.type == "cpu":      # a GPU says so itself, and in bfloat16 needs less
+        check_memory(preset.dit, preset.vae, args.size, 1, device)
+    if device.type == "cpu" and args.attention in ("cudnn", "efficient"):
+        raise ValueError(f"--attention {args.attention} is a kernel of GPUs: use auto, flash or math on a CPU")
     return setup
 
 

@@ -83,6 +83,7 @@ def run(args, names, execute=execute):
     """The named items that have no result yet, and the summary -> its text."""
     folder = Path(args.headline)
     folder.mkdir(parents=True, exist_ok=True)
+    summary(folder)                                     # raises ValueError for a file that is no result
     for name in names:
         if not (folder / f"{name}.json").exists():
             print(f"{name} ...", flush=True)
@@ -93,10 +94,20 @@ def run(args, names, execute=execute):
     return text
 
 
+def read_result(path):
+    """What an item wrote. Raises ValueError if the file is damaged or another kind of file."""
+    try:
+        result = json.loads(path.read_text())
+    except ValueError:
+        result = None
+    if not isinstance(result, dict):
+        raise ValueError(f"{path} is damaged, or not a result of the headline: remove it")
+    return result
+
+
 def summary(folder):
     """The items that have a result, as one table and a line for each of the others."""
-    stored = {name: json.loads(path.read_text()) for name in ALL
-              if (path := folder / f"{name}.json").exists()}
+    stored = {name: read_result(path) for name in ALL if (path := folder / f"{name}.json").exists()}
     reports = {name: report for name, report in stored.items() if "parts" in report}
     lines = []
     if reports:

@@ -108,17 +108,26 @@ def build(sources, out):
     """Student versions of all assignments, and points.csv -> rows (assignment, task, function, points); the
     function is empty where a reader gives the points.
 
-    Raises ValueError if there are no assignments in the folder.
+    Raises ValueError if there are no assignments in the folder, if one is damaged or has a task without
+    points, and if they would be replaced by their student versions. Then nothing is written.
     """
     paths, rows = sorted(Path(sources).glob("A*.ipynb")), []
     if not paths:
         raise ValueError(f"there are no assignments in {sources}: name their folder with --source")
-    for path in paths:
-        text = nbformat.writes(student_version(read_notebook(path))) + "\n"
+    if Path(out).resolve() == Path(sources).resolve():
+        raise ValueError(f"the student versions would replace the assignments in {sources}: "
+                         "name another folder with --out")
+    notebooks = {path: read_notebook(path) for path in paths}
+    for path, notebook in notebooks.items():
+        for cell in notebook.cells:
+            mark, task = cell.metadata.get("nbgrader", {}), task_of(cell)
+            if mark.get("grade") and not isinstance(mark.get("points"), (int, float)):
+                raise ValueError(f"{path}: the task {task} has no points: give its cell's nbgrader metadata some")
+            if mark.get("grade"):
+                rows.append((path.stem, task, CHECKS[task].name if task in CHECKS else "", mark["points"]))
+    for path, notebook in notebooks.items():
+        text = nbformat.writes(student_version(notebook)) + "\n"
         put_in_place(Path(out) / path.name, lambda part: part.write_text(text, encoding="utf-8"))
-        rows += [(path.stem, task_of(cell), CHECKS[task_of(cell)].name if task_of(cell) in CHECKS else "",
-                  cell.metadata.nbgrader.points)
-                 for cell in read_notebook(path).cells if cell.metadata.get("nbgrader", {}).get("grade")]
     write_table(Path(out) / "points.csv", [("assignment", "task", "function", "points"), *rows])
     return rows
 

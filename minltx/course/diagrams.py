@@ -396,8 +396,13 @@ DIAGRAMS = (system, crossing_paths, guidance, causal_padding, vae_training, last
 
 
 def write_all(folder):
-    """Every diagram as PNG, for slides at twice the resolution, and as SVG -> the paths written."""
+    """Every diagram as PNG, for slides at twice the resolution, and as SVG -> the paths written. Raises
+    ValueError, before anything is written, if a folder has the name of one."""
     folder, paths = Path(folder), []
+    for draw in DIAGRAMS:
+        for taken in (folder / f"{draw.__name__}.png", folder / f"{draw.__name__}.svg"):
+            if taken.is_dir():
+                raise ValueError(f"{taken} is a folder: name another one with --out")
     folder.mkdir(parents=True, exist_ok=True)
     for draw in DIAGRAMS:
         figure = draw()

@@ -154,14 +154,17 @@ def main(argv=None):
 
 
 def compare(args):
-    """Measure, print and write."""
+    """Measure, print and write. Raises ValueError if the picture's name is taken by a folder."""
+    picture = Path(args.out).with_suffix(".png")
+    if picture.is_dir():
+        raise ValueError(f"the examples go to {picture}, which is a folder: name another file with --out")
     experiment = set_up(args.checkpoint, args.clips, args.seed)
     rows, videos = measure(experiment)
     command = read_checkpoint(args.checkpoint).get("command")
     report = {"command": command, "clips": args.clips, "seed": args.seed, "rows": rows}
     put_in_place(args.out, lambda part: part.write_text(json.dumps(report, indent=1)))
     sheet, labels = torch.cat([video[:2] for video in videos.values()]), [n for n in videos for _ in range(2)]
-    save_video(Path(args.out).with_suffix(".png"), sheet, labels)
+    save_video(picture, sheet, labels)
     print(json.dumps(rows, indent=1))
 
 

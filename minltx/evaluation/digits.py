@@ -19,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from minltx import require
+from minltx.command import Parser
 from minltx.files import put_in_place, read_torch
 from minltx.toy.data import COLOURS, DIRECTIONS, DataConfig, MovingDigits, load_digits
 
@@ -324,6 +325,7 @@ def faults(seen, scenes, config):
 
 
 if __name__ == "__main__":
+    Parser(prog="python -m minltx.evaluation.digits", description="Train the shipped classifier.").parse_args()
     drawn = MovingDigits(*load_digits("drawn", 0)[0], DataConfig())
     weights = train_classifier(drawn, steps=2000).state_dict()
     put_in_place(SHIPPED, lambda part: torch.save({k: v.half() for k, v in weights.items()}, part))

@@ -47,7 +47,7 @@ def open_file(path):
         opened = safetensors.safe_open(path, framework="pt")
     except Exception as error:      # the library's own kinds of error differ from version to version
         raise ValueError(f"{path} is not a safetensors file, or is truncated ({sentence(error)}): "
-                         "download it again") from None
+                         "name another file, or download it again") from None
     return File(path, opened)
 
 

@@ -24,9 +24,9 @@ def load_t5(folder, dtype=torch.float32, device="cpu"):
     """A folder with text_encoder/ and tokenizer/ -> (tokenizer, encoder). Raises ValueError, which names what
     is missing."""
     for part in ("text_encoder", "tokenizer"):
-        if not (Path(folder) / part).is_dir():
-            raise ValueError(f"{folder} has no folder {part}: "
-                             "the released repositories hold text_encoder and tokenizer")
+        if not (Path(folder) / part).is_dir() or not any((Path(folder) / part).iterdir()):
+            raise ValueError(f"{folder} has no folder {part}, or it is empty: name the folder of a released "
+                             "repository, which holds text_encoder and tokenizer, before the prompts")
     try:
         from transformers import AutoTokenizer, T5EncoderModel
     except ImportError:

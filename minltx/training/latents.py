@@ -101,8 +101,8 @@ def open_latents(path):
             raise ValueError("it is another kind of file")
         return stored
     except ValueError as error:
-        raise ValueError(f"{path} does not hold latents, or is damaged ({error}): remove it, or name another "
-                         "file with --latents") from None
+        raise ValueError(f"{path} does not hold latents, or is damaged ({error}): name another file with "
+                         "--latents") from None
 
 
 def check_latents(path, variants, settings, seed):

@@ -93,9 +93,10 @@ TOY = Settings(model=ModelConfig(
 # 64x64 and two digits, from the shipped model's weights: its encoder stays, its decoder gets used to larger
 # frames, and the transformer learns from several sizes and numbers of digits in turn.
 LARGE = replace(TOY, start="shipped", freeze_encoder=True, loss=replace(TOY.loss, foreground=0.0),
-                model=replace(TOY.model, data=DataConfig(size=64, digits=2), shapes=((17, 64, 64), (17, 56, 56), (17, 32, 32))),
-                vae_phases=((9, 6, 100), (17, 4, 300)), latents=9600, dit_batch=8, dit_steps=7500,
-                clip_variants=((17, 64, 16.0, 2), (17, 56, 16.0, 2), (17, 32, 16.0, 1)))
+                model=replace(TOY.model, data=DataConfig(size=64, digits=2),
+                              shapes=((17, 64, 64), (17, 72, 72), (17, 32, 32))),
+                vae_phases=((9, 6, 100), (17, 4, 300)), latents=12000, dit_batch=8, dit_steps=7000,
+                clip_variants=((17, 64, 16.0, 2), (17, 72, 16.0, 2), (17, 32, 16.0, 1)))
 
 # 64x64 for a folder of clips, from random weights.
 CLIPS = replace(TOY, model=replace(TOY.model, data=DataConfig(size=64, digits=0)),

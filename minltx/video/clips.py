@@ -248,7 +248,8 @@ def report_bad(folder, clips, bad):
     for lines in kinds.values():
         print(f"  {lines[0]}" + (f" (and {len(lines) - 1} more like it)" if len(lines) > 1 else ""))
     if not clips:
-        raise ValueError(f"there is no usable clip in {folder}: add {', '.join(ENDINGS)} with captions")
+        raise ValueError(f"there is no usable clip in {folder}: add {', '.join(ENDINGS)} with captions, in "
+                         "x.txt next to x.mp4 or in metadata.jsonl")
 
 
 # --- Batches for training ---------------------------------------------------------------------------------

@@ -166,6 +166,8 @@ def read_frames(path):
     a video while av is not installed.
     """
     ending, frame = Path(path).suffix.lower(), None
+    if not Path(path).is_file():                        # a pipe, for example, would be waited for
+        raise ValueError("is not a file: name a picture or a video")
     if ending in VIDEOS:
         import_av()
     readers = {**dict.fromkeys(VIDEOS, frames_of_video), ".npz": frames_of_npz}
@@ -173,12 +175,10 @@ def read_frames(path):
     try:
         for frame in frames_of(path):
             yield frame
-    except (FileNotFoundError, IsADirectoryError):
-        raise ValueError("is not a file: name a picture or a video") from None
     except Exception as error:    # the readers fail in many ways on a broken file
         why = reason(error, "it is damaged, or not what its name says")
-        raise ValueError(f"cannot be read to its end ({why}): make or copy it again, as mp4, GIF, PNG or "
-                         "JPEG with 8 bits per colour") from None
+        raise ValueError(f"cannot be read to its end ({why}): make or copy it again, as mp4, GIF, PNG, "
+                         "JPEG with 8 bits per colour, or with sample.py --out x.npz") from None
     if frame is None:
         raise ValueError("has no frames: make or copy it again")
 
