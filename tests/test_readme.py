@@ -304,13 +304,12 @@ def test_the_full_width_table_is_the_reports():
 
 def recipe_of_0_2(preset):
     """What a preset was in that release."""
-    toy = preset.model.data.digits == 1
     dit = replace(preset.model.dit, heads=4, theta=10000.0, max_position=(20.0, 2048.0, 2048.0))
-    phases = ((1, 32, 200), (9, 12, 400), (17, 8, 250)) if toy else preset.vae_phases
+    phases = ((1, 32, 200), (9, 12, 400), (17, 8, 250))
     return replace(preset, model=replace(preset.model, dit=dit), vae_phases=phases, curriculum=())
 
 
-OLD = ("before", "before2", "large", "plain")
+OLD = ("before", "before2", "plain")
 
 
 @pytest.mark.parametrize("name", [*tables.RUNS, "plain"])

@@ -21,7 +21,7 @@ RESULTS = DOCS / "results"
 RUNS = {"third": "a third of the steps", "toy": "**the default**", "toy1": "the default, one thread",
         "toy2": "the default, one thread", "long": "the shipped model: three times the steps",
         "mnist": "the default on real MNIST", "before": "the default, 0.2's recipe",
-        "before2": "twice the steps, 0.2's recipe", "large": "64x64, two digits, 0.2's recipe"}
+        "before2": "twice the steps, 0.2's recipe", "large": "64x64, two digits, from the shipped model"}
 BUDGETS = {"recipe of today": ("third", "toy", "long"), "recipe of 0.2": ("before", "before2")}
 DECODERS = {"timestep-conditioned": "before", "without t": "plain"}
 # Chapter -> the lessons that show it, and the assignments that let the learner write it.
