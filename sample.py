@@ -87,8 +87,7 @@ def check_options(args):
                           ("change", ["start"], "for a clip to change"), ("halo", ["tiles"], "for tiles")],
                    [("weights", "checkpoint", "are two models"),
                     ("words", "weights", "do not fit: released weights take any words"),
-                    ("text", "t5", "are two sources of embeddings"),
-                    ("upsampler", "one_pass", "are two passes and one")])
+                    ("text", "t5", "are two sources of embeddings"), ("upsampler", "one_pass", "contradict")])
 
 
 def load_model(args, device):

@@ -3,7 +3,7 @@
     python train_tiny.py                          the default toy, about eleven minutes on two CPU cores
     python train_tiny.py --digits mnist           handwritten digits, downloaded; or --digits FOLDER
     python train_tiny.py --world texture          digits over a moving photograph; or --photos FOLDER
-    python train_tiny.py --preset large           64x64, 17 frames, two digits, from the shipped model: 43 minutes
+    python train_tiny.py --preset large           64x64, 17 frames, two digits, 43 minutes
     python train_tiny.py --resume                 go on from the last checkpoint in --out
 """
 
@@ -30,11 +30,16 @@ from minltx.training.run import Run
 from minltx.training.settings import PRESETS, scaled
 
 
+def settings_of(args):
+    """The preset, with the command line's changes."""
+    settings = scaled(PRESETS[args.preset], args.budget)
+    return replace(settings, start=args.start or settings.start)
+
+
 def train(args, command):
     """The story. The two loops are in minltx/training/loops.py, and what a step of each computes is in
     minltx/objectives.py."""
-    settings = scaled(PRESETS[args.preset], args.budget)
-    settings = replace(settings, start=args.start or settings.start)
+    settings = settings_of(args)
     out, seed, device = Path(args.out), args.seed, pick_device(args.device)
 
     # Data: clips of moving digits with captions, rendered when they are needed. Other digits are held out.

@@ -135,7 +135,7 @@ def test_one_pass_and_what_two_passes_need(tmp_path, calls, capsys):
     words, up = str(tmp_path / "words.safetensors"), str(tmp_path / "up.safetensors")
     for options, says in (
             ([], "load its latent upsampler too (--upsampler), or ask for one pass"),
-            (["--upsampler", up, "--one-pass"], "--upsampler and --one-pass are two passes and one"),
+            (["--upsampler", up, "--one-pass"], "--upsampler and --one-pass contradict"),
             (["--upsampler", str(path)], "is a whole model, not a latent upsampler"),
             (["--upsampler", up, "--release", "0.9.6-distilled"], "in one pass: leave out --upsampler"),
             (["--release", "0.9.8-13b-dev"], "0.9.8-13b-dev: its transformer has 48 blocks"),

@@ -19,9 +19,9 @@ from minltx.sampler import sample_latent
 from minltx.toy import captions, data, load_toy
 from minltx.toy import model as toy_model
 from minltx.toy.captions import CaptionEncoder, StoredText, tokenize
-from minltx.toy.data import DataConfig, MovingDigits
+from minltx.toy.data import DataConfig, MovingDigits, draw_digits
 from minltx.toy.model import ToyModel, config_from
-from minltx.training.settings import TOY, Settings, scaled
+from minltx.training.settings import SHORT, TOY, Settings, scaled
 from minltx.vae import VAEConfig, VideoVAE, build_blocks
 
 NAN, INF = math.nan, math.inf
@@ -183,6 +183,10 @@ ENTRIES = [
     (StoredText.forward, lambda toy: StoredText()(["a storm"], "cpu"), "has no embedding"),
     *[(MovingDigits, lambda toy, v=v: MovingDigits(z(9, 28, 28) + 1, torch.arange(9), DataConfig(speed=v)),
        "use a") for v in ((5.0, 9.0), (9.0, 99.0))],
+    *[(toy_model.start_from, lambda toy, v=v: toy_model.start_from(ToyModel(v), "shipped"), "is another")
+      for v in (SHORT.model, replace(TOY.model, words=("<pad>", "<nothing>", "<unknown>", "a")))],
+    (MovingDigits.place, lambda toy: MovingDigits(*draw_digits(200, 0), DataConfig(digits=2)).place(
+        torch.ones(4, 2, 2), torch.Generator()), "do not find room"),
     (config_from, lambda toy: config_from({"data": {}, "vae": {}, "dit": {"rope": "none"}}), "variant"),
     (toy_model.read_checkpoint, lambda toy: toy_model.read_checkpoint("absent.pt"), "no checkpoint"),
     (toy_model.load_checkpoint, lambda toy: toy_model.load_checkpoint(__file__), "not a checkpoint")]

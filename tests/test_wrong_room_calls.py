@@ -27,9 +27,10 @@ from torch import nn
 from minltx import command, require
 from minltx.ablation import __main__ as ablation
 from minltx.ablation import ideas, runner, switches, variants
+from minltx.ablation.ideas import Idea
 from minltx.bench import __main__ as bench
 from minltx.bench import diffusers as rivals
-from minltx.bench import flops, forecast, parts
+from minltx.bench import flops, forecast, headline, parts
 from minltx.caption_files import caption_of, captions_in
 from minltx.dit import Block, DiTConfig
 from minltx.evaluation import conditions, digits, metrics
@@ -63,7 +64,7 @@ ROOMS += [importlib.import_module(f"minltx.{path.stem}") for path in sorted(PACK
           if path.stem not in ("__init__", *CHAPTERS)]
 if JUPYTER:
     from minltx.course import __main__ as course
-    from minltx.course import worker
+    from minltx.course import diagrams, worker
 # Without that package, a file is not opened to find out what is wrong with it.
 MISSING = () if find_spec("safetensors") else ("needs a package: pip install safetensors",)
 
@@ -78,7 +79,7 @@ class Odd(nn.Linear):
 def place(tmp_path_factory):
     """A folder with a few wrong files, and small models."""
     folder = tmp_path_factory.mktemp("place")
-    for name in ("empty", "upsampler", "run", "single", "done"):
+    for name in ("empty", "upsampler", "run", "single", "done", "block.svg", "shown.png"):
         (folder / name).mkdir()
     (folder / "upsampler" / "config.json").write_text('{"_class_name": "Other"}')
     (folder / "text.txt").write_text("hello")
@@ -368,6 +369,8 @@ PAIRS = [(z(1, 3, 2, 8, 8), z(1, 3, 3, 8, 8)), (z(2, 3, 2, 8, 8), z(3, 3, 2, 8, 
          (z(1, 1, 2, 8, 8),) * 2, (z(1, 3, 2, 8, 8).byte(),) * 2, (None, z(1, 3, 2, 8, 8))]
 ON_BLACK = SimpleNamespace(digits_alone=lambda video: video, config=TOY.model.data)
 EVALUATION = [
+    (conditions.compare, lambda p: conditions.compare(
+        SimpleNamespace(out=p.path / "shown.json")), "which is a folder"),
     *said(conditions.set_up, {"there is no checkpoint": "absent", "one digit and 17 frames": "short.pt"},
           lambda p, v: conditions.set_up(p.path / v, 2, 0)),
     *[call for metric in (metrics.check_pair, metrics.psnr, metrics.motion_ratio, metrics.detail_ratio)
@@ -396,7 +399,7 @@ def state_of(seed):
 def of_training(**given):
     """The command line of a training with only these options."""
     names = ("clips", "buckets", "text", "vae", "weights", "only", "token_drop", "digits", "latents",
-             "micro_batches", "precision", "optimizer")
+             "micro_batches", "precision", "optimizer", "start")
     return SimpleNamespace(**{**dict.fromkeys(names), "preset": "toy", "budget": 1, "seed": 0, **given})
 
 
@@ -464,7 +467,8 @@ TRAINING = [
 # --- Ablations, costs, the course -------------------------------------------------------------------------
 
 def asked_to_ablate(**given):
-    return SimpleNamespace(**{"all": False, "switches": [], "model": None, "digits": "drawn", **given})
+    return SimpleNamespace(**{"all": False, "switches": [], "model": None, "digits": "drawn", "keep": None,
+                              "out": "new", **given})
 
 
 def failing(folder, jobs):
@@ -484,11 +488,14 @@ class OwnBlock(Block):
     stage = "vae"
 
 
+WIDER = Idea({"model.vae.latent_channels": 16})
 ABLATION = [
     *[(network, lambda p, network=network: network(TOY.model.dit)(None, z(1), z(1, 1, 64), None, 16.0),
        "latent is") for network in (variants.InverseDiT, variants.UnrotatedDiT, variants.AbsoluteDiT,
                                     variants.SpaceTimeDiT, FastDiT)],
     (ideas.Swap.change, lambda p: ideas.idea_of(OwnBlock).change(p.toy), "OwnBlock replaces Block"),
+    (ideas.idea_of, lambda p: ideas.idea_of(type("Own", (Idea,), {"__init__": lambda self, x: None})),
+     "Own cannot be created: TypeError"),
     *each(ideas.idea_of, "is not an idea", (int, nn.Linear, None, DiTConfig), lambda p, v: ideas.idea_of(v)),
     (ideas.combine, lambda p: ideas.combine([variants.LogitNormalTimes(), variants.UniformTimes()]),
      "both override"),
@@ -517,13 +524,19 @@ ABLATION = [
     (ablation.check_judge, lambda p: ablation.check_judge([p.path / "done"]), "is of an earlier judge"),
     (ablation.run_workers, mock.patch.object(ablation, "start_worker", failing)(
         lambda p: ablation.run_workers([Path("a"), Path("b")], 2)), "2 runs failed"),
-    (ablation.check_files, lambda p: ablation.check_files(asked_to_ablate(model="gone")), "no checkpoint"),
+    *said(ablation.check_files, {"no checkpoint": {"model": "gone"}, "one folder": {"keep": "new/../new"}},
+          lambda p, v: ablation.check_files(asked_to_ablate(**v), [])),
+    (ablation.check_files, lambda p: ablation.check_files(
+        asked_to_ablate(model=p.path / "short.pt"), [("x", "y", "dit", WIDER)]), "has another config"),
+    *each(ablation.read_json, "is damaged", ("text.txt", "done/report.json"),
+          lambda p, v: ablation.read_json(p.path / v, "seed")),
     *said(ablation.ablate, {"name a switch": {}, "--all is all": {"all": True, "switches": ["rope"]}},
           lambda p, v: ablation.ablate(asked_to_ablate(**v), ""))]
 
 TOO_LONG = 10, 32, 32
 BENCH = [
     (rivals.import_diffusers, without("diffusers", lambda p: rivals.import_diffusers()), "install diffusers"),
+    *each(headline.read_result, "is damaged", ("text.txt",), lambda p, v: headline.read_result(p.path / v)),
     *said(flops.vae_flops, {"10 frames cannot": TOO_LONG, "a height of 30": (9, 30, 32)},
           lambda p, v: flops.vae_flops(TOY.model.vae, v)),
     (forecast.check_memory, with_memory(forecast, lambda p: forecast.check_memory(
@@ -540,6 +553,8 @@ COURSE = [] if not JUPYTER else [
     *each(course.read_notebook, "is not a Jupyter notebook", ("absent", "text.txt", "empty"),
           lambda p, v: course.read_notebook(p.path / v)),
     (course.build, lambda p: course.build(p.path / "empty", p.path / "new"), "there are no assignments"),
+    (course.build, lambda p: course.build(course.SOURCES, course.SOURCES), "would replace the assignments"),
+    (diagrams.write_all, lambda p: diagrams.write_all(p.path), "block.svg is a folder"),
     *said(course.read_submission, {"is not a Jupyter notebook": "text.txt", "is not named after": "x.ipynb"},
           lambda p, v: course.read_submission(p.path / v)),
     (course.read_submission, lambda p: course.read_submission("x", "x is not a file"), "x is not a file"),

@@ -31,7 +31,7 @@ from minltx.training.settings import TOY, stored
 from minltx.video.plots import new_figure, save_figure
 
 KINDS = {"rope": Idea(), "absolute": AbsolutePositions()}
-SEEN = ((17, 32, 16.0), (9, 40, 16.0), (9, 32, 32.0))              # frames, pixels of a side, frames per second
+SEEN = ((17, 32, 16.0), (9, 40, 16.0), (9, 32, 32.0))         # frames, pixels of a side, frames per second
 UNSEEN = {"longer": (33, 40, 16.0), "larger": (17, 48, 16.0), "another rate": (13, 32, 24.0),
           "all three": (33, 48, 24.0)}
 SHAPES = {**{"x".join(f"{n:g}" for n in shape): shape for shape in SEEN}, **UNSEEN}
@@ -73,7 +73,8 @@ def train_and_judge(kind, seed, steps, prompts, folder):
     torch.manual_seed(seed)
     model = KINDS[kind].build(s.model)
     model.vae.load_state_dict(toy.vae.state_dict())
-    run = Run(folder, model, s, seed, "drawn", World(torch.device("cpu")), (folder / "checkpoint.pt").exists())
+    begun = (folder / "checkpoint.pt").exists()
+    run = Run(folder, model, s, seed, "drawn", World(torch.device("cpu")), begun)
     if "dit" not in run.stages_done:
         train_dit(run, model, encode_variants(model.vae, clip_variants(data, *digits, s), 4800, seed, "cpu"),
                   held_out)
@@ -103,14 +104,14 @@ def comparisons(rows):
 
 
 def draw(path, rows):
-    """Three panels, a dot for every training: loss, direction and speed over the shapes; unseen ones on grey."""
+    """Loss, direction and speed over the shapes, a dot for every training; unseen shapes are on grey."""
     figure, axes = new_figure(1, len(FIGURES), 4.6, 3.8)
     for ax, (key, (label, scale)) in zip(axes[0], FIGURES.items()):
         for kind, colour, shift in (("rope", "C0", -0.12), ("absolute", "C1", 0.12)):
             of_kind = [row["shapes"] for row in rows if row["kind"] == kind]
             dots = [(x + shift, scale * shapes[name][key]) for shapes in of_kind
                     for x, name in enumerate(SHAPES)]
-            ax.plot(*zip(*dots), "o", color=colour, markersize=5, alpha=0.7, markeredgewidth=0, label=NAMES[kind])
+            ax.plot(*zip(*dots), "o", color=colour, alpha=0.7, markeredgewidth=0, label=NAMES[kind])
         ax.axvspan(len(SEEN) - 0.5, len(SHAPES) - 0.5, color="0.92", zorder=0)
         ax.set_xticks(range(len(SHAPES)), SHAPES, rotation=35, ha="right", fontsize=8)
         ax.set(title=label, xlim=(-0.5, len(SHAPES) - 0.5))
@@ -126,8 +127,8 @@ def table(report):
     def mean(kind, name, key, scale=1.0):
         return scale * statistics.mean(row["shapes"][name][key] for row in rows if row["kind"] == kind)
 
-    lines = ["| clips | loss, RoPE | absolute | difference, % | p | direction, % | absolute | speed | absolute |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| clips | loss, RoPE | absolute | difference, % | p | direction, % | absolute | speed "
+             "| absolute |", "|---|---|---|---|---|---|---|---|---|"]
     for name, found in report["comparisons"].items():
         ends = "{:+.1f} to {:+.1f}".format(*found["interval"]) if found["interval"] else ""
         p = "" if found["p"] is None else f"{found['p']:.3f}"

@@ -306,8 +306,8 @@ def check_files(args, rows):
     if args.model not in (None, "short"):
         theirs = load_checkpoint(args.model)[0].config.vae
         if any(stage == "dit" and settings_for(idea, stage).model.vae != theirs for *_, stage, idea in rows):
-            raise ValueError(f"the autoencoder in {args.model} has another config than this ablation's: use a "
-                             "model of the preset toy or short")
+            raise ValueError(f"the autoencoder in {args.model} has another config than this ablation's: "
+                             "use a model of the preset toy or short")
 
 
 def ablate(args, command):

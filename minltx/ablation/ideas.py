@@ -127,8 +127,8 @@ def idea_of(cls, changes=None):
             raise ValueError(f"{cls.__name__} cannot be created: {explain(error)}") from error
     old = next((base for base in bases if base.__module__.startswith("minltx.")), None)
     if old is None or nn.Module not in bases:
-        raise ValueError(f"{getattr(cls, '__name__', type(cls).__name__)} is not an idea: it must be a subclass of Idea, or "
-                         "of a module of the chapters, such as minltx.dit.Block")
+        raise ValueError(f"{getattr(cls, '__name__', type(cls).__name__)} is not an idea: it must be a "
+                         "subclass of Idea, or of a module of the chapters, such as minltx.dit.Block")
     stage = getattr(cls, "stage", "vae" if old.__module__ == "minltx.vae" else "dit")
     return type(cls.__name__, (Swap,), {"stage": stage, "old": old, "new": cls})(changes)
 

@@ -122,7 +122,7 @@ def build(sources, out):
         for cell in notebook.cells:
             mark, task = cell.metadata.get("nbgrader", {}), task_of(cell)
             if mark.get("grade") and not isinstance(mark.get("points"), (int, float)):
-                raise ValueError(f"{path}: the task {task} has no points: give its cell's nbgrader metadata some")
+                raise ValueError(f"{path}: the task {task} has no points: add them to its cell's metadata")
             if mark.get("grade"):
                 rows.append((path.stem, task, CHECKS[task].name if task in CHECKS else "", mark["points"]))
     for path, notebook in notebooks.items():

@@ -325,7 +325,7 @@ def faults(seen, scenes, config):
 
 
 if __name__ == "__main__":
-    Parser(prog="python -m minltx.evaluation.digits", description="Train the shipped classifier.").parse_args()
+    Parser(prog="python -m minltx.evaluation.digits", description="Train the classifier.").parse_args()
     drawn = MovingDigits(*load_digits("drawn", 0)[0], DataConfig())
     weights = train_classifier(drawn, steps=2000).state_dict()
     put_in_place(SHIPPED, lambda part: torch.save({k: v.half() for k, v in weights.items()}, part))

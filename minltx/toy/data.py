@@ -136,7 +136,7 @@ def render(sprites, colours, centres, size):
     sprites = sprites.reshape(B * K, 1, S, S).repeat_interleave(frames, 0)
     grey = F.grid_sample(sprites, grid, align_corners=False)
     grey = grey.reshape(B, K, 1, frames, size, size)
-    brightest = grey.max(dim=1, keepdim=True).indices.expand(-1, -1, 3, -1, -1, -1)            # (B, 1, 3, F, H, W)
+    brightest = grey.max(dim=1, keepdim=True).indices.expand(-1, -1, 3, -1, -1, -1)       # (B, 1, 3, F, H, W)
     return (grey * colours[..., None, None, None]).gather(1, brightest)[:, 0] * 2 - 1     # (B, 3, F, H, W)
 
 

@@ -18,11 +18,12 @@ class Settings(VAERecipe, FlowRecipe):
     """The model, the recipes of both objectives, and how long and how fast to train.
 
     A phase of the VAE is (frames, clips in a batch, steps). A clip variant is (frames, size, fps), or these
-    and the number of digits; steps of stage 2 use one of them. Stage 2 learns shapes before motion: its curriculum, (frames, share of all steps), starts with clips that are cut.
+    and the number of digits; a step of stage 2 uses one of them. Stage 2 learns shapes before motion: its
+    curriculum, (frames, share of all steps), starts with clips that are cut.
     """
 
     model: ModelConfig
-    start: str = ""                                  # weights to start from: a file, "shipped", or "" for random
+    start: str = ""                                  # weights to start from: "" for random, a file, shipped
     loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
     vae_phases: tuple = ((1, 32, 200), (9, 12, 500), (17, 8, 500))
     vae_lr: float = 0.02                             # of Muon, for matrices
