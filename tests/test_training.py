@@ -156,6 +156,31 @@ def test_a_run_that_is_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_
     check_equal(tmp_path, run(tmp_path, "--resume"), whole)
 
 
+def test_a_run_starts_from_the_weights_of_another(whole, small, monkeypatch, tmp_path):
+    """With a frozen encoder, as in the preset large, its latents keep their meaning: the encoder and the
+    statistics stay bit for bit. Decoder, transformer and caption encoder go on from where they were."""
+    folder = whole[0]
+    settings = replace(SMALL, freeze_encoder=True, vae_phases=((9, 2, 1),), dit_steps=1, vae_lr=1e-4,
+                       vae_adam_lr=1e-4, dit_lr=1e-4, dit_adam_lr=1e-4)
+    monkeypatch.setitem(PRESETS, "toy", settings)
+    run(tmp_path, "--start", str(folder / "model.pt"))
+    before, after = (load_checkpoint(path / "model.pt")[0].state_dict() for path in (folder, tmp_path))
+    changed = {name.rsplit(".", 2)[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any(name.startswith(("vae.encoder", "vae.latent")) for name in changed)
+    assert {name.split(".")[0] for name in changed} == {"vae", "dit", "text"}
+    far = max((before[name] - after[name]).abs().max().item() for name in before)
+    assert far < 0.02
+
+
+def test_the_large_preset_learns_from_one_and_two_digits_in_several_sizes():
+    images = draw_digits(100, 0)
+    data = clip_variants(MovingDigits(*images, LARGE.model.data), *images, LARGE)
+    shown = {(some.config.clip_shape, len(some.batch(1, torch.Generator().manual_seed(0))[1][0])) for some in data}
+    assert shown == {((17, 64, 64), 2), ((17, 72, 72), 2), ((17, 32, 32), 1)}
+    assert {shape for shape, _ in shown} == set(LARGE.model.shapes) and LARGE.start == "shipped"
+    assert (LARGE.model.vae, LARGE.model.dit) == (TOY.model.vae, TOY.model.dit)
+
+
 def test_a_run_leaves_what_it_promises(whole):
     folder, result, trained_on = whole
     names = {p.name for p in folder.iterdir()}
