@@ -1,6 +1,7 @@
 """RoPE against an absolute embedding on sizes, lengths and frame rates that training showed, and on others.
 
-    python -m tools.shapes --seeds 3 --out runs/shapes     docs/results/shapes.json is written from its rows
+    python -m tools.shapes --seeds 3 --steps 1000 --prompts 48 --out runs/shapes
+    python -m tools.shapes --only 2                         this seed alone, for several processes at a time
 
 Both learn from the latents of the shipped VAE, in turn from three kinds of clips. The embedding consists of
 the same cosines and sines that rotate queries and keys in RoPE, but is added to the tokens once.
@@ -113,11 +114,24 @@ def draw(path, rows):
                     for x, name in enumerate(SHAPES)]
             ax.plot(*zip(*dots), "o", color=colour, alpha=0.7, markeredgewidth=0, label=NAMES[kind])
         ax.axvspan(len(SEEN) - 0.5, len(SHAPES) - 0.5, color="0.92", zorder=0)
-        ax.set_xticks(range(len(SHAPES)), SHAPES, rotation=35, ha="right", fontsize=8)
+        ticks = [name if name in UNSEEN else words(name) for name in SHAPES]
+        ax.set_xticks(range(len(SHAPES)), ticks, rotation=35, ha="right", fontsize=8)
         ax.set(title=label, xlim=(-0.5, len(SHAPES) - 0.5))
         ax.grid(alpha=0.3, axis="y")
     axes[0, 0].legend(fontsize=8)
     save_figure(path, figure)
+
+
+def words(name):
+    """A shape as a reader sees it."""
+    frames, size, fps = SHAPES[name]
+    return f"{frames} frames, {size}x{size}, {fps:g} fps"
+
+
+def text(report):
+    """The report as a table in Markdown, and where it comes from."""
+    return (f"{table(report)}\n\n`{report['command']}`: {len(report['rows'])} trainings. "
+            f"Hardware: {report['hardware']}.")
 
 
 def table(report):
@@ -133,7 +147,7 @@ def table(report):
         ends = "{:+.1f} to {:+.1f}".format(*found["interval"]) if found["interval"] else ""
         p = "" if found["p"] is None else f"{found['p']:.3f}"
         lines.append(
-            f"| {'x'.join(f'{n:g}' for n in SHAPES[name])}{f' ({name})' if name in UNSEEN else ''} "
+            f"| {f'**{name}**: ' if name in UNSEEN else ''}{words(name)} "
             f"| {mean('rope', name, 'loss'):.3f} | {mean('absolute', name, 'loss'):.3f} "
             f"| {found['difference']:+.1f} ({ends}) | {p} "
             f"| {mean('rope', name, 'direction', 100):.0f} | {mean('absolute', name, 'direction', 100):.0f} "
@@ -145,7 +159,7 @@ def main(argv=None):
     parser = Parser(prog="python -m tools.shapes", description=__doc__)
     parser.add_argument("--out", type=new_folder, default="runs/shapes")
     parser.add_argument("--seeds", type=whole(1, 100), default=3)
-    parser.add_argument("--steps", type=whole(1, 10**6), default=1200)
+    parser.add_argument("--steps", type=whole(1, 10**6), default=1000)
     parser.add_argument("--prompts", type=whole(1, 128), default=48)
     parser.add_argument("--only", type=whole(0, 99), help="train this seed alone, without a report")
     args = parser.parse_args(argv)

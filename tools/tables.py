@@ -14,6 +14,7 @@ from minltx.bench import __main__ as bench
 from minltx.bench import headline
 from minltx.command import Parser, one_line
 from minltx.video.plots import save_curves
+from tools import shapes
 from tools.count import ROOT, chapter_lines
 
 DOCS = ROOT / "docs"
@@ -187,7 +188,7 @@ def tables():
     return {"expect": re.sub(" --out [^`]+", "", few), "chapters": chapters_table(),
             "results": results_table(RUNS, list(COLUMNS)[1:]) + "\n\n" + "\n".join(commands),
             "conditions": conditions_tables(), "decoder": decoder_table(), "claims": claims_text(),
-            "bench": bench_text(), "gpu": gpu_text()}
+            "bench": bench_text(), "gpu": gpu_text(), "shapes": shapes.text(report("shapes"))}
 
 
 def with_tables(page, made):
@@ -204,6 +205,7 @@ def plots():
               for label, name in DECODERS.items()}
     save_curves(DOCS / "decoder.png",
                 [("Held-out clips", "noise mixed into the latents, t", "PSNR in dB", curves, "linear")])
+    shapes.draw(DOCS / "shapes.png", report("shapes")["rows"])
     runs = {label: [report(name) for name in names] for label, names in BUDGETS.items()}
 
     def over_minutes(number):
