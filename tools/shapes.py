@@ -63,6 +63,18 @@ def judge(model, digits, shape, classifier, seed, prompts):
     return {"loss": loss, **{name: read[name] for name in ("every_frame", "colour", "direction", "speed")}}
 
 
+def judge_real(digits, prompts):
+    """What the judge reads in real clips of every shape. Digits that move less than 3 pixels have no direction
+    for it, so clips of a quarter or half of a second get few."""
+    found = {}
+    for name, (frames, size, fps) in SHAPES.items():
+        data = MovingDigits(*digits, replace(TOY.model.data, frames=frames, size=size, fps=fps))
+        video, scenes = data.batch(prompts, rng(0, EVALUATION, 1), held_out=True)
+        read = judge_clips(video, scenes, data, classifier_for(data))
+        found[name] = {figure: read[figure] for figure in ("every_frame", "colour", "direction", "speed")}
+    return found
+
+
 def train_and_judge(kind, seed, steps, prompts, folder):
     """One training -> its row of the report; a finished one is read from the folder, not repeated."""
     file = folder / "row.json"
@@ -104,8 +116,10 @@ def comparisons(rows):
             for (name, x), p in zip(found.items(), ps)}
 
 
-def draw(path, rows):
-    """Loss, direction and speed over the shapes, a dot for every training; unseen shapes are on grey."""
+def draw(path, report):
+    """Loss, direction and speed over the shapes, a dot for every training and a bar for real clips; unseen
+    shapes are on grey."""
+    rows = report["rows"]
     figure, axes = new_figure(1, len(FIGURES), 4.6, 3.8)
     for ax, (key, (label, scale)) in zip(axes[0], FIGURES.items()):
         for kind, colour, shift in (("rope", "C0", -0.12), ("absolute", "C1", 0.12)):
@@ -113,12 +127,15 @@ def draw(path, rows):
             dots = [(x + shift, scale * shapes[name][key]) for shapes in of_kind
                     for x, name in enumerate(SHAPES)]
             ax.plot(*zip(*dots), "o", color=colour, alpha=0.7, markeredgewidth=0, label=NAMES[kind])
+        for x, real in enumerate(report["real"].values() if key != "loss" else ()):
+            ax.plot([x - 0.3, x + 0.3], [scale * real[key]] * 2, color="0.3", linewidth=1.5,
+                    label=None if x else "real clips")
         ax.axvspan(len(SEEN) - 0.5, len(SHAPES) - 0.5, color="0.92", zorder=0)
         ticks = [name if name in UNSEEN else words(name) for name in SHAPES]
         ax.set_xticks(range(len(SHAPES)), ticks, rotation=35, ha="right", fontsize=8)
         ax.set(title=label, xlim=(-0.5, len(SHAPES) - 0.5))
         ax.grid(alpha=0.3, axis="y")
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 1].legend(fontsize=8, loc="center left")
     save_figure(path, figure)
 
 
@@ -141,8 +158,8 @@ def table(report):
     def mean(kind, name, key, scale=1.0):
         return scale * statistics.mean(row["shapes"][name][key] for row in rows if row["kind"] == kind)
 
-    lines = ["| clips | loss, RoPE | absolute | difference, % | p | direction, % | absolute | speed "
-             "| absolute |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| clips | loss, RoPE | absolute | difference, % | p | direction, % | absolute | real clips "
+             "| speed | absolute |", "|---|---|---|---|---|---|---|---|---|---|"]
     for name, found in report["comparisons"].items():
         ends = "{:+.1f} to {:+.1f}".format(*found["interval"]) if found["interval"] else ""
         p = "" if found["p"] is None else f"{found['p']:.3f}"
@@ -151,6 +168,7 @@ def table(report):
             f"| {mean('rope', name, 'loss'):.3f} | {mean('absolute', name, 'loss'):.3f} "
             f"| {found['difference']:+.1f} ({ends}) | {p} "
             f"| {mean('rope', name, 'direction', 100):.0f} | {mean('absolute', name, 'direction', 100):.0f} "
+            f"| {100 * report['real'][name]['direction']:.0f} "
             f"| {mean('rope', name, 'speed'):.2f} | {mean('absolute', name, 'speed'):.2f} |")
     return "\n".join(lines)
 
@@ -172,9 +190,10 @@ def main(argv=None):
             return
         report = {"command": f"python -m tools.shapes --seeds {args.seeds} --steps {args.steps} "
                              f"--prompts {args.prompts}", "hardware": hardware(torch.device("cpu")),
-                  "settings": stored(settings(args.steps)), "comparisons": comparisons(rows), "rows": rows}
+                  "settings": stored(settings(args.steps)), "comparisons": comparisons(rows),
+                  "real": judge_real(load_digits("drawn", 0)[1], args.prompts), "rows": rows}
         put_in_place(out / "shapes.json", lambda part: part.write_text(json.dumps(report, indent=1)))
-        draw(out / "shapes.png", rows)
+        draw(out / "shapes.png", report)
         print(table(report))
 
 

@@ -205,7 +205,7 @@ def plots():
               for label, name in DECODERS.items()}
     save_curves(DOCS / "decoder.png",
                 [("Held-out clips", "noise mixed into the latents, t", "PSNR in dB", curves, "linear")])
-    shapes.draw(DOCS / "shapes.png", report("shapes")["rows"])
+    shapes.draw(DOCS / "shapes.png", report("shapes"))
     runs = {label: [report(name) for name in names] for label, names in BUDGETS.items()}
 
     def over_minutes(number):
