@@ -64,8 +64,8 @@ def judge(model, digits, shape, classifier, seed, prompts):
 
 
 def judge_real(digits, prompts):
-    """What the judge reads in real clips of every shape. Digits that move less than 3 pixels have no direction
-    for it, so clips of a quarter or half of a second get few."""
+    """What the judge reads in real clips of every shape. Digits that move less than 3 pixels have no
+    direction for it, so clips of a quarter or half of a second get few."""
     found = {}
     for name, (frames, size, fps) in SHAPES.items():
         data = MovingDigits(*digits, replace(TOY.model.data, frames=frames, size=size, fps=fps))
@@ -135,7 +135,7 @@ def draw(path, report):
         ax.set_xticks(range(len(SHAPES)), ticks, rotation=35, ha="right", fontsize=8)
         ax.set(title=label, xlim=(-0.5, len(SHAPES) - 0.5))
         ax.grid(alpha=0.3, axis="y")
-    axes[0, 1].legend(fontsize=8, loc="center left")
+    axes[0, 0].legend(*axes[0, 1].get_legend_handles_labels(), fontsize=8, loc="upper left")
     save_figure(path, figure)
 
 
