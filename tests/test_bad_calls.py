@@ -252,7 +252,6 @@ OTHERS = {
         "--out folder.json": "argument --out: folder.json is not a file",
         "--out " + 250 * "l" + ".json": "argument --out: the name " + 40 * "l" + "... is too long",
         "--size 800001x320000x320000 --parts dit": "1 video of 800001x320000x320000",
-        "--attention cudnn --device cpu": "--attention cudnn is a kernel of GPUs",
         "--headline results --items bench": f"{Path('results/bench.json')} is damaged, or not a result",
         "--items dit_flash": "--items is for all figures of a device: add --headline",
         "--toy-budget 1": "--toy-budget is for all figures of a device: add --headline",

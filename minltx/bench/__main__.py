@@ -102,8 +102,6 @@ def setup_from(args):
         latent_grid(setup, size)
     if args.size and device.type == "cpu":      # a GPU says so itself, and in bfloat16 needs less
         check_memory(preset.dit, preset.vae, args.size, 1, device)
-    if device.type == "cpu" and args.attention in ("cudnn", "efficient"):
-        raise ValueError(f"--attention {args.attention} is a kernel of GPUs: on a CPU use flash or math")
     return setup
 
 
