@@ -21,7 +21,7 @@ def world(**how):
     return make_world("texture", None, DIGITS, DIGITS, DataConfig(**how))
 
 
-@pytest.mark.parametrize("how", [{}, {"size": 64, "digit_size": 26, "digits": 2, "speed": (8.0, 16.0)},
+@pytest.mark.parametrize("how", [{}, {"size": 64, "digits": 2, "speed": (6.0, 12.0)},
                                  {"frames": 9, "fps": 8.0}])
 def test_the_digits_are_those_of_the_black_world_and_come_out_exactly(how):
     data, _ = world(**how)
