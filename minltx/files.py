@@ -4,6 +4,7 @@ A reader finds the old file or the new one, never half of one. torch's files are
 which every entry has a checksum (CRC-32); torch writes it and does not read it.
 """
 
+import json
 import os
 import pickletools
 import re
@@ -79,6 +80,18 @@ def reason(error, otherwise):
     """Why a file cannot be read: a ValueError's own words, or the system's, or `otherwise`, because the
     messages of libraries are not for users."""
     return str(error) if type(error) is ValueError else getattr(error, "strerror", None) or otherwise
+
+
+def read_json(path, names, otherwise):
+    """A file's JSON dictionary. Raises ValueError with the path and the text `otherwise` if it is damaged, of
+    another kind, or lacks one of the names."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or any(name not in found for name in names):
+        raise ValueError(f"{path} {otherwise}")
+    return found
 
 
 def read_torch(path, mmap=False):

@@ -35,7 +35,7 @@ from minltx.caption_files import caption_of, captions_in
 from minltx.dit import Block, DiTConfig
 from minltx.evaluation import conditions, digits, metrics
 from minltx.fast_cpu import FastDiT
-from minltx.files import check_zip, read_torch, write_torch
+from minltx.files import check_zip, read_json, read_torch, write_torch
 from minltx.pretrained import __main__ as which
 from minltx.pretrained import diffusers, fields, model, official, options, passes, pictures, plan, prompts
 from minltx.pretrained import releases, stg, store, t5, upsampler, weights
@@ -528,8 +528,8 @@ ABLATION = [
           lambda p, v: ablation.check_files(asked_to_ablate(**v), [])),
     (ablation.check_files, lambda p: ablation.check_files(
         asked_to_ablate(model=p.path / "short.pt"), [("x", "y", "dit", WIDER)]), "has another config"),
-    *each(ablation.read_json, "is damaged", ("text.txt", "done/report.json"),
-          lambda p, v: ablation.read_json(p.path / v, "seed")),
+    *each(ablation.read_own, "is damaged", ("text.txt", "done/report.json"),
+          lambda p, v: ablation.read_own(p.path / v, "seed")),
     *said(ablation.ablate, {"name a switch": {}, "--all is all": {"all": True, "switches": ["rope"]}},
           lambda p, v: ablation.ablate(asked_to_ablate(**v), ""))]
 
@@ -607,6 +607,8 @@ CHECKED = [
           lambda p, v: require.mixable(z(2), *v))]
 
 BESIDE = [
+    *each(read_json, "is another file", ("text.txt", "done/report.json"),
+          lambda p, v: read_json(p.path / v, ["seed"], "is another file")),
     *said(read_torch, {"it is not a whole file of torch": "text.txt", "No such file": "absent",
                        "not a file of torch": "bare.npz"}, lambda p, v: read_torch(p.path / v)),
     (check_zip, lambda p: check_zip(zipfile.ZipFile(p.path / "bare.npz"), 10**6), "not a file of torch"),

@@ -30,6 +30,7 @@ from minltx.training.parallel import World
 from minltx.training.run import Run
 from minltx.training.settings import TOY, stored
 from minltx.video.plots import new_figure, save_figure
+from tools.markdown import table
 
 KINDS = {"rope": Idea(), "absolute": AbsolutePositions()}
 SEEN = ((17, 32, 16.0), (9, 40, 16.0), (9, 32, 32.0))         # frames, pixels of a side, frames per second
@@ -46,19 +47,23 @@ def settings(steps):
     return replace(TOY, model=replace(TOY.model, dit=dit), clip_variants=SEEN, dit_steps=steps)
 
 
+def clips_of(digits, shape):
+    """A data set of clips of one shape."""
+    return MovingDigits(*digits, replace(TOY.model.data, **dict(zip(("frames", "size", "fps"), shape))))
+
+
 @torch.no_grad()
 def judge(model, digits, shape, classifier, seed, prompts):
     """The figures of a model on held-out clips of one shape: the flow loss, with the same noise and times for
     every model, and what the judge reads in sampled clips."""
-    frames, size, fps = shape
-    data = MovingDigits(*digits, replace(model.config.data, frames=frames, size=size, fps=fps))
+    data, fps = clips_of(digits, shape), shape[2]
     latents, scenes = encode_clips(model.vae, data, 128, seed, "cpu", held_out=True)
     batch = Batch(model.vae.normalize(latents), [describe(scene) for scene in scenes], fps)
     recipe = replace(TOY, caption_dropout=0.0)
     loss = flow_objective(model, batch, recipe, rng(seed, EVALUATION, 0))[0].item()
     few = scenes[:prompts]
-    captions, size = [describe(scene) for scene in few], (frames, size, size)
-    video = model.generate(captions, list(range(prompts)), size, fps=fps)
+    captions = [describe(scene) for scene in few]
+    video = model.generate(captions, list(range(prompts)), data.config.clip_shape, fps=fps)
     read = judge_clips(video, few, data, classifier)
     return {"loss": loss, **{name: read[name] for name in ("every_frame", "colour", "direction", "speed")}}
 
@@ -67,8 +72,8 @@ def judge_real(digits, prompts):
     """What the judge reads in real clips of every shape. Digits that move less than 3 pixels have no
     direction for it, so clips of a quarter or half of a second get few."""
     found = {}
-    for name, (frames, size, fps) in SHAPES.items():
-        data = MovingDigits(*digits, replace(TOY.model.data, frames=frames, size=size, fps=fps))
+    for name, shape in SHAPES.items():
+        data = clips_of(digits, shape)
         video, scenes = data.batch(prompts, rng(0, EVALUATION, 1), held_out=True)
         read = judge_clips(video, scenes, data, classifier_for(data))
         found[name] = {figure: read[figure] for figure in ("every_frame", "colour", "direction", "speed")}
@@ -147,30 +152,22 @@ def words(name):
 
 def text(report):
     """The report as a table in Markdown, and where it comes from."""
-    return (f"{table(report)}\n\n`{report['command']}`: {len(report['rows'])} trainings. "
-            f"Hardware: {report['hardware']}.")
-
-
-def table(report):
-    """The report as a table in Markdown."""
-    rows = report["rows"]
-
     def mean(kind, name, key, scale=1.0):
-        return scale * statistics.mean(row["shapes"][name][key] for row in rows if row["kind"] == kind)
+        return scale * statistics.mean(row["shapes"][name][key] for row in report["rows"]
+                                       if row["kind"] == kind)
 
-    lines = ["| clips | loss, RoPE | absolute | difference, % | p | direction, % | absolute | real clips "
-             "| speed | absolute |", "|---|---|---|---|---|---|---|---|---|---|"]
+    rows = [("clips", "loss, RoPE", "absolute", "difference, %", "p", "direction, %", "absolute",
+             "real clips", "speed", "absolute")]
     for name, found in report["comparisons"].items():
         ends = "{:+.1f} to {:+.1f}".format(*found["interval"]) if found["interval"] else ""
-        p = "" if found["p"] is None else f"{found['p']:.3f}"
-        lines.append(
-            f"| {f'**{name}**: ' if name in UNSEEN else ''}{words(name)} "
-            f"| {mean('rope', name, 'loss'):.3f} | {mean('absolute', name, 'loss'):.3f} "
-            f"| {found['difference']:+.1f} ({ends}) | {p} "
-            f"| {mean('rope', name, 'direction', 100):.0f} | {mean('absolute', name, 'direction', 100):.0f} "
-            f"| {100 * report['real'][name]['direction']:.0f} "
-            f"| {mean('rope', name, 'speed'):.2f} | {mean('absolute', name, 'speed'):.2f} |")
-    return "\n".join(lines)
+        losses, speeds = ([mean(kind, name, key) for kind in KINDS] for key in ("loss", "speed"))
+        rows.append((f"**{name}**: {words(name)}" if name in UNSEEN else words(name),
+                     *(f"{loss:.3f}" for loss in losses), f"{found['difference']:+.1f} ({ends})",
+                     "" if found["p"] is None else f"{found['p']:.3f}",
+                     *(f"{mean(kind, name, 'direction', 100):.0f}" for kind in KINDS),
+                     f"{100 * report['real'][name]['direction']:.0f}", *(f"{speed:.2f}" for speed in speeds)))
+    return (f"{table(*rows)}\n\n`{report['command']}`: {len(report['rows'])} trainings. "
+            f"Hardware: {report['hardware']}.")
 
 
 def main(argv=None):
@@ -194,7 +191,7 @@ def main(argv=None):
                   "real": judge_real(load_digits("drawn", 0)[1], args.prompts), "rows": rows}
         put_in_place(out / "shapes.json", lambda part: part.write_text(json.dumps(report, indent=1)))
         draw(out / "shapes.png", report)
-        print(table(report))
+        print(text(report))
 
 
 if __name__ == "__main__":

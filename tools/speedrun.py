@@ -21,11 +21,12 @@ import torch
 import train_tiny
 from minltx.command import COUNT, SEED, Parser, hardware
 from minltx.evaluation.report import judge
-from minltx.files import put_in_place
+from minltx.files import put_in_place, read_json
 from minltx.toy.data import MovingDigits, load_digits
 from minltx.toy.model import load_checkpoint
 from tools.count import ROOT
-from tools.tables import table, with_tables
+from tools.markdown import table
+from tools.tables import with_tables
 
 PAGE, RECORDS = ROOT / "docs" / "speedrun.md", ROOT / "docs" / "results" / "speedrun"
 JUDGE = 20_000      # added to a seed: a run is verified with other digits and noise than in its own report
@@ -72,11 +73,8 @@ def shortfalls(figures, headline):
 
 def read_record(path):
     """A record's dictionary. Raises ValueError if the file holds none."""
-    record = json.loads(Path(path).read_text())
-    names = ("name", "change", "runs", "prompts", "headline", "options", "hardware")
-    if not isinstance(record, dict) or any(name not in record for name in names):
-        raise ValueError(f"{path} is not a record: name one of {RECORDS.relative_to(ROOT).as_posix()}")
-    return record
+    return read_json(path, ("name", "change", "runs", "prompts", "headline", "options", "hardware"),
+                     f"is not a record: name one of {RECORDS.relative_to(ROOT).as_posix()}")
 
 
 def claim(args, options):

@@ -16,6 +16,7 @@ from minltx.command import Parser, one_line
 from minltx.video.plots import save_curves
 from tools import shapes
 from tools.count import ROOT, chapter_lines
+from tools.markdown import table
 
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
@@ -37,12 +38,6 @@ CONDITIONS = {"given_psnr": "PSNR of given frames, dB", "given_off": "error in g
 
 def report(name):
     return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def table(*rows):
-    """Rows of cells -> Markdown; the first row is the head."""
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def number(*path, form=".1f", unit=1):

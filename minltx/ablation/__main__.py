@@ -38,9 +38,10 @@ from minltx.ablation.switches import LENGTH, SWITCHES, parse_switch, settings_fo
 from minltx.ablation.verdicts import folder_of, write_tables
 from minltx.command import BUDGET, Parser, check_together, device_name, new_folder, number, one_line, whole
 from minltx.evaluation.digits import classifier_for
-from minltx.files import put_in_place, write_torch
+from minltx.files import put_in_place, read_json, write_torch
 from minltx.toy.data import MovingDigits, draw_digits, load_digits
 from minltx.toy.model import SHIPPED, load_checkpoint, save_checkpoint
+from minltx.training.latents import read_vae
 from minltx.training.settings import SHORT, scaled
 
 
@@ -137,7 +138,7 @@ def calibrate(args, out, stages):
     if args.minutes is None:
         return {stage: (args.budget or 1.0) * LENGTH[stage] for stage in stages}
     path = out / "budget.json"
-    budget = read_json(path) if path.exists() else {}
+    budget = read_own(path) if path.exists() else {}
     digits = load_digits(args.digits, 0)[0]
     with threads_of_a_run(args.jobs):
         for stage in sorted(stages - set(budget)):
@@ -146,15 +147,9 @@ def calibrate(args, out, stages):
     return budget
 
 
-def read_json(path, *names):
+def read_own(path, *names):
     """A dictionary that an ablation wrote. Raises ValueError if it is damaged, or lacks one of the names."""
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or any(name not in found for name in names):
-        raise ValueError(f"{path} is damaged, or not of an ablation: name another folder with --out")
-    return found
+    return read_json(path, names, "is damaged, or not of an ablation: name another folder with --out")
 
 
 # --- Running ----------------------------------------------------------------------------------------------
@@ -164,7 +159,7 @@ def is_done(folder, idea, budget):
     such as an earlier version of the user's file."""
     for path in (folder / "spec.json", folder / "report.json"):
         if path.exists():
-            run = read_json(path, "changes", "budget")
+            run = read_own(path, "changes", "budget")
             if identity_in(run) != identity(idea) or run["budget"] != budget:
                 raise ValueError(f"{folder} holds a run with another idea or budget: "
                                  "name another folder with --out")
@@ -174,7 +169,7 @@ def is_done(folder, idea, budget):
 def check_judge(folders):
     """Raises ValueError if a report was judged in another way than new ones will be."""
     for path in (folder / "report.json" for folder in folders):
-        if path.exists() and read_json(path).get("judge") != JUDGE:
+        if path.exists() and read_own(path).get("judge") != JUDGE:
             raise ValueError(f"{path} is of an earlier judge, so new runs cannot be compared with it: "
                              "name another folder with --out")
 
@@ -304,10 +299,9 @@ def check_files(args, rows):
     if args.digits != "drawn":
         load_digits(args.digits, 0)
     if args.model not in (None, "short"):
-        theirs = load_checkpoint(args.model)[0].config.vae
-        if any(stage == "dit" and settings_for(idea, stage).model.vae != theirs for *_, stage, idea in rows):
-            raise ValueError(f"the autoencoder in {args.model} has another config than this ablation's: "
-                             "use a model of the preset toy or short")
+        load_checkpoint(args.model)
+        for config in {settings_for(idea, stage).model.vae for *_, stage, idea in rows if stage == "dit"}:
+            read_vae(args.model, config)
 
 
 def ablate(args, command):
@@ -322,11 +316,11 @@ def ablate(args, command):
     check_together(args, excludes=[("minutes", "budget", "are two lengths of a run"),
                                    *(two_ways if args.model != "short" else [])])
     parsed, out = [parse_switch(text) for text in asked], Path(args.out)
-    switches = dict(parsed)
-    if len(switches) < len(parsed):
-        names = [name for name, _ in parsed]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice} is named twice: give all its levels at once, such as {twice}=LEVEL,LEVEL")
+    switches, names = dict(parsed), [name for name, _ in parsed]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is named twice: give all its levels at once, such as "
+                             f"{name}=LEVEL,LEVEL")
     rows, runs = plan(switches, args.seeds, args.grid)
     check_files(args, rows)
     try_all(rows)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from minltx.bench.report import table
-from minltx.files import put_in_place
+from minltx.files import put_in_place, read_json
 
 # Item -> what it adds to the benchmark's command. docs/scale.ipynb reads the first.
 ITEMS = {
@@ -83,7 +83,7 @@ def run(args, names, execute=execute):
     """The named items that have no result yet, and the summary -> its text."""
     folder = Path(args.headline)
     folder.mkdir(parents=True, exist_ok=True)
-    summary(folder)                                     # raises ValueError for a file that is no result
+    summary(folder)                                     # raises ValueError for another kind of file
     for name in names:
         if not (folder / f"{name}.json").exists():
             print(f"{name} ...", flush=True)
@@ -96,13 +96,7 @@ def run(args, names, execute=execute):
 
 def read_result(path):
     """What an item wrote. Raises ValueError if the file is damaged or another kind of file."""
-    try:
-        result = json.loads(path.read_text())
-    except ValueError:
-        result = None
-    if not isinstance(result, dict):
-        raise ValueError(f"{path} is damaged, or not a result of the headline: remove it")
-    return result
+    return read_json(path, (), "is damaged, or not a result of the headline: remove it")
 
 
 def summary(folder):
