@@ -53,13 +53,14 @@ def shift_mu(tokens, line=SHIFT):
     return mu_low + (tokens - low) * (mu_high - mu_low) / (high - low)
 
 
-def sample_t(count, tokens, generator=None):
+def sample_t(count, tokens, generator=None, offset=0.0):
     """Training times (count,): logit-normal around the shift, plus one in ten uniform (SPEC 4.2).
 
     Logit-normal: t = sigmoid(mu + N(0, 1)). This is stretched so that its 0.5 and 99.9 percentiles become 0
-    and 1; values below 0 are reflected, values above 1 clamped. The uniform tenth trains every time.
+    and 1; values below 0 are reflected, values above 1 clamped. The uniform tenth trains every time. offset,
+    which the paper has not, is added to the shift: below 0, times of little noise are trained more.
     """
-    mu = shift_mu(tokens)
+    mu = shift_mu(tokens) + offset
     low, high = (1 / (1 + math.exp(-(mu + z))) for z in (-2.5758, 3.0902))   # percentiles 0.5 and 99.9
     t = torch.sigmoid(mu + torch.randn(count, generator=generator))
     t = ((t - low) / (high - low)).abs().clamp(0, 1)                                      # (count,)

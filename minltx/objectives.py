@@ -78,6 +78,7 @@ class FlowRecipe:
     soft: float = 0.25               # of those that use it, the share with a strength drawn from 0 to 1
     condition_noise: float = 0.0     # the others have a strength from 1 minus this to 1, with the time that
                                      # belongs to it (unlike the sampler's condition_noise)
+    time_offset: float = 0.0         # added to the shift of the training times, see `flow.sample_t`
     token_drop: float = 0.0          # up to this share of a batch's tokens is left out (paper, section 2.4)
 
 
@@ -103,18 +104,18 @@ def draw_strength(count, recipe, generator):
     return torch.where(soft < recipe.soft, strength, nearly_one) * (use < recipe.conditioned)
 
 
-def flow_objective(model, batch, recipe, generator, draw_t=sample_t):
+def flow_objective(model, batch, recipe, generator, draw_t=None):
     """Noise every token to its own time, predict the velocity, compare where the token is not given.
 
-    model has a `dit` and `embed(captions)`. draw_t is `flow.sample_t` or a function like it. Returns the
+    model has a `dit` and `embed(captions)`. draw_t replaces `flow.sample_t` by a function like it. Returns the
     loss and, for plots of the error over time, t (B,) and the mean squared error of each sample (B,).
     """
     dit, latent, condition = model.dit, batch.latent, batch.condition
     B, N = len(latent), latent[0, 0].numel()
     dropped = torch.rand(B, generator=generator) < recipe.caption_dropout
     captions = ["" if drop else caption for caption, drop in zip(batch.captions, dropped)]
-    t = draw_t(B, N, generator).to(latent)                                                # (B,)
-    strength = draw_strength(B, recipe, generator).to(latent)                             # (B, 1, 1)
+    t = draw_t(B, N, generator) if draw_t else sample_t(B, N, generator, recipe.time_offset)
+    t, strength = t.to(latent), draw_strength(B, recipe, generator).to(latent)            # (B,), (B, 1, 1)
 
     # All tokens: what they show, which are given (1, else 0), where they are. In training the grid is the
     # clip itself, so it replaces the last N tokens; of the condition's latent only M extra tokens are used.

@@ -1,12 +1,15 @@
 """The transformer: full attention, one time or a time per token, and a velocity of zero at the start."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from minltx.toy.data import MovingDigit, caption
 from minltx.dit import DiT, DiTConfig, flatten_latent, unflatten_tokens
 from minltx.layers import Attention, modulate, rms_norm, timestep_embedding
-from minltx.toy.captions import CaptionEncoder, learn_words, nearest_words, tokenize
+from minltx.toy.captions import CaptionEncoder, learn_words, motion_alone, nearest_words, tokenize
+from minltx.toy.model import ToyModel
 
 TINY = DiTConfig(latent_channels=4, width=48, depth=2, heads=4, text_width=32, stride=(8, 8, 8),
                  max_position=(2.0, 64.0, 64.0), theta=100.0)
@@ -156,6 +159,17 @@ def test_words():
         tokenize(["a purple 7 moving left"])
     with pytest.raises(ValueError, match="at most 16"):
         tokenize(["a " * 17])
+
+
+def test_what_guidance_compares_with():
+    """The motion alone, of one digit or two; nothing of a still, and of a model that was trained without."""
+    two = "a red 7 moving left and a blue 3 moving up"
+    assert motion_alone("a red 7 moving left") == "moving left"
+    assert motion_alone(two) == "moving left and moving up"
+    assert motion_alone("a red 7 and a blue 3") == motion_alone("") == ""
+    for negative, expected in (("motion", ["moving left", ""]), ("nothing", ["", ""])):
+        model = SimpleNamespace(config=SimpleNamespace(negative=negative))
+        assert ToyModel.negative(model, ["a red 7 moving left", "a red 7"]) == expected
 
 
 def test_a_vocabulary_is_learned_from_captions():

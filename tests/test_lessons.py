@@ -192,6 +192,6 @@ def test_it_runs_from_a_clean_kernel(path):
     nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3",
                             resources={"metadata": {"path": str(path.parent)}}).execute()
     checked = [o.text for c in notebook.cells if c.source.startswith("check(") for o in c.outputs]
-    assert all(": correct, " in text for text in checked)
+    assert [text for text in checked if ": correct, " not in text] == []
     if path in SOLUTIONS:
         assert len(checked) == sum(s.startswith("check(") for s in cells(path)) > 0

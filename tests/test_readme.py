@@ -306,7 +306,9 @@ def recipe_of_0_2(preset):
     """What a preset was in that release."""
     dit = replace(preset.model.dit, heads=4, theta=10000.0, max_position=(20.0, 2048.0, 2048.0))
     phases = ((1, 32, 200), (9, 12, 400), (17, 8, 250))
-    return replace(preset, model=replace(preset.model, dit=dit), vae_phases=phases, curriculum=())
+    model = replace(preset.model, dit=dit, negative="nothing")
+    return replace(preset, model=model, vae_phases=phases, curriculum=(), motion_captions=0.0,
+                   time_offset=0.0, dit_steps=1100)
 
 
 OLD = ("before", "before2", "plain")

@@ -303,18 +303,19 @@ def test_a_discriminator_is_resumed_also_from_an_older_checkpoint(tmp_path):
 
 def test_a_budget_scales_every_phase_and_the_cache_only_upwards():
     half, double = scaled(TOY, 0.5), scaled(TOY, 2)
-    assert (half.dit_steps, half.latents, double.dit_steps, double.latents) == (550, 6400, 2200, 12800)
-    assert half.vae_phases == ((1, 32, 100), (9, 12, 250), (17, 8, 250)) and scaled(TOY, 1) == TOY
+    assert (half.dit_steps, half.latents, double.dit_steps, double.latents) == (600, 6400, 2400, 12800)
+    assert half.vae_phases == ((1, 32, 100), (9, 12, 200), (17, 8, 125)) and scaled(TOY, 1) == TOY
     assert scaled(TOY, 1e-6).dit_steps == 1
     with pytest.raises(ValueError, match="--budget -1 is out of range"):
         scaled(TOY, -1)
 
 
-def test_the_learning_rate_rises_for_twenty_steps_and_falls_to_zero():
+def test_the_learning_rate_rises_for_twenty_steps_and_falls_to_zero_from_the_middle():
     rates = [learning_rate(step, 1000) for step in range(1000)]
-    assert rates[0] == pytest.approx(1 / 20) and max(rates) == rates[19] > 0.99
-    assert rates[500] == pytest.approx(0.5) and 0 < rates[-1] < 1e-4
-    assert all(a > b for a, b in zip(rates[19:], rates[20:]))
+    assert rates[0] == pytest.approx(1 / 20) and rates[19:501] == [1] * 482
+    assert rates[750] == pytest.approx(0.5) and rates[-1] == pytest.approx(0.002)
+    assert all(a > b for a, b in zip(rates[500:], rates[501:]))
+    assert max(learning_rate(step, 3) for step in range(3)) <= 3 / 20
 
 
 def test_the_first_step_has_the_losses_of_the_stored_report():
@@ -418,6 +419,24 @@ def test_a_clip_keeps_its_caption_in_a_batch():
         assert torch.equal(latent, model.vae.normalize(known[text]))
 
 
+def test_some_captions_name_the_motion_alone():
+    """The share that the settings say, in clips and not in stills; with 0 no random number is drawn."""
+    model, cache = small_batch()
+    settings = replace(SMALL, dit_batch=400, motion_captions=0.25)
+    for layout in ("free", "start", "end"):
+        captions = batch_of_latents(model, cache, layout, settings, torch.Generator().manual_seed(1)).captions
+        alone = [text for text in captions if text.startswith("moving")]
+        assert 60 < len(alone) < 140 and all(len(text.split()) == 2 for text in alone)
+        assert all(text.startswith("a ") for text in captions if text not in alone)
+    stills = batch_of_latents(model, cache, "still", settings, torch.Generator().manual_seed(1)).captions
+    assert all("moving" not in text and text.startswith("a ") for text in stills)
+    after = torch.Generator().manual_seed(1)
+    assert "moving" not in {text[:6] for text in batch_of_latents(model, cache, "free", SMALL, after).captions}
+    plain = torch.Generator().manual_seed(1)
+    torch.randint(len(cache.latents), (SMALL.dit_batch,), generator=plain)
+    assert torch.equal(torch.rand(4, generator=after), torch.rand(4, generator=plain))
+
+
 def test_several_kinds_of_clips_in_one_training(tmp_path):
     """Sizes, lengths and frame rates in turn, about as many tokens in each batch, each with its own fps."""
     kinds = ((9, 32, 16.0), (5, 40, 16.0), (1, 56, 16.0), (9, 32, 32.0))
@@ -462,6 +481,7 @@ def test_the_vae_learns_a_clip_by_heart():
 
 @pytest.mark.parametrize("part, frozen", [("vae.decoder.", "vae.encoder."), ("vae.", "dit.")])
 def test_a_stage_changes_what_it_trains_and_nothing_else(tmp_path, part, frozen):
+    torch.manual_seed(0)          # with 2 of 40 seeds, steps of the multiplier, 1000, round to nothing
     model, settings = ToyModel(SMALL.model), replace(SMALL, freeze_encoder=part == "vae.decoder.")
     data = MovingDigits(*draw_digits(50, 0), SMALL.model.data)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

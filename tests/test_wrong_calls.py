@@ -187,6 +187,7 @@ ENTRIES = [
       for v in (SHORT.model, replace(TOY.model, words=("<pad>", "<nothing>", "<unknown>", "a")))],
     (MovingDigits.place, lambda toy: MovingDigits(*draw_digits(200, 0), DataConfig(digits=2)).place(
         torch.ones(4, 2, 2), torch.Generator()), "do not find room"),
+    (toy_model.ModelConfig, lambda toy: replace(TOY.model, negative="ugly"), "negative is 'ugly'"),
     (config_from, lambda toy: config_from({"data": {}, "vae": {}, "dit": {"rope": "none"}}), "variant"),
     (toy_model.read_checkpoint, lambda toy: toy_model.read_checkpoint("absent.pt"), "no checkpoint"),
     (toy_model.load_checkpoint, lambda toy: toy_model.load_checkpoint(__file__), "not a checkpoint")]

@@ -71,7 +71,8 @@ class Idea:
 
     def flow_objective(self, model, batch, recipe, generator):
         """The loss of stage 2, t (B,) and error (B,), see `objectives.flow_objective`."""
-        return flow_objective(model, batch, recipe, generator, self.draw_t)
+        own = type(self).draw_t is not Idea.draw_t            # otherwise with the recipe's offset
+        return flow_objective(model, batch, recipe, generator, self.draw_t if own else None)
 
     def draw_t(self, count, tokens, generator=None):
         """Training times (count,) of stage 2, see `flow.sample_t`."""

@@ -246,7 +246,7 @@ def judge_decoder(model, held_out, classifier, seed, prompts):
     clips = held_out.clips(scenes, generator)
     captions = [caption(scene) for scene in scenes]
     start = seeded_noise(model.vae.latent_shape(*config.clip_shape), [1_000_000 + i for i in range(prompts)])
-    text, null = model.embed(captions), model.embed([""] * prompts)
+    text, null = model.embed(captions), model.embed(model.negative(captions))
     made = sample_latent(model.dit, start.to(device), text, null, model.sampling())
     encoded = model.vae.normalize(model.vae.encode(clips.to(device))[0])
     noise, rows = torch.randn(made.shape, generator=generator).to(device), []

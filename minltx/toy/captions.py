@@ -92,6 +92,12 @@ def caption_warnings(caption, words, still):
     return lines
 
 
+def motion_alone(caption):
+    """"a red 7 moving left" -> "moving left": what a clip does, without what it shows. "", the null caption,
+    if nothing moves."""
+    return " and ".join(re.findall(f"moving (?:{'|'.join(DIRECTIONS)})", caption))
+
+
 class CaptionEncoder(nn.Module):
     """Word ids (B, L) and mask (B, L) -> (B, L, width): one transformer block, which binds words together.
 

@@ -12,13 +12,14 @@ from minltx.dit import DiT, DiTConfig
 from minltx.files import read_torch, write_torch
 from minltx.flow import schedule_from, shifted_schedule
 from minltx.sampler import Guidance, Sampling, generate
-from minltx.toy.captions import WORDS, CaptionEncoder, StoredText, caption_warnings, most_words, tokenize
+from minltx.toy.captions import WORDS, CaptionEncoder, StoredText, caption_warnings, most_words, motion_alone, tokenize
 from minltx.toy.data import DataConfig
 from minltx.toy.stored import check_depth, check_tensors, configs_from, words_and_shapes
 from minltx.vae import VAEConfig, VideoVAE
 
 FORMAT = "minltx-1"
 STEPS, GUIDANCE = 20, 3.0   # the toy's defaults for sampling; docs/experiments.md has the measurements
+NEGATIVES = ("nothing", "motion")
 SHIPPED = Path(__file__).with_name("toy.pt")
 
 
@@ -28,7 +29,9 @@ class ModelConfig:
 
     For a folder of clips, data.digits is 0 and data.size may be (height, width). With stored_text there is no
     caption encoder: captions were embedded before, see `StoredText`. words: the vocabulary, () for that of
-    the digits. shapes: every (frames, height, width) in training, () for that of the data alone."""
+    the digits. shapes: every (frames, height, width) in training, () for that of the data alone. negative:
+    what guidance steers away from: nothing, the null caption, or motion, see `ToyModel.negative`. Raises
+    ValueError for another one."""
 
     data: DataConfig
     vae: VAEConfig
@@ -36,6 +39,10 @@ class ModelConfig:
     stored_text: bool = False
     words: tuple = ()
     shapes: tuple = ()
+    negative: str = "nothing"
+
+    def __post_init__(self):
+        require.choice("negative", self.negative, NEGATIVES)
 
 
 class ToyModel(nn.Module):
@@ -57,6 +64,17 @@ class ToyModel(nn.Module):
             return self.text(captions, device)
         ids, mask = (x.to(device) for x in tokenize(captions, self.words))
         return self.text(ids, mask), mask
+
+    def negative(self, captions):
+        """What guidance compares each caption with: a list of as many captions.
+
+        Guidance goes from what this caption stands for towards, and past, what the whole caption stands for.
+        With the null caption everything is exaggerated, speed too. With the caption's motion alone, which
+        was in training, the difference is what the clip shows, and motion stays as it was learned.
+        """
+        if self.config.negative == "motion":
+            return [motion_alone(caption) for caption in captions]
+        return [""] * len(captions)
 
     def check(self, captions):
         """Raises ValueError if there is no caption, or one has a word that the digits' vocabulary has not, or
@@ -120,7 +138,7 @@ class ToyModel(nn.Module):
         """
         self.check(captions)
         size = size or self.config.data.clip_shape
-        null = self.embed([""] * len(captions))
+        null = self.embed(self.negative(captions))
         return generate(self, self.embed(captions), null, seeds, size, self.sampling(size, **how), conditions,
                         start).cpu()
 
@@ -142,7 +160,8 @@ def config_from(stored):
     text = stored.get("stored_text", False)
     if not isinstance(text, bool):
         raise ValueError(f"stored_text is {text!r:.60}, not true or false")
-    return ModelConfig(*configs_from(stored), text, *words_and_shapes(stored))
+    return ModelConfig(*configs_from(stored), text, *words_and_shapes(stored),
+                       stored.get("negative", "nothing"))
 
 
 def with_zero_conditioning(weights, stored, model):

@@ -11,6 +11,7 @@ from minltx.evaluation.report import clips_at_once
 from minltx.files import read_torch, write_torch
 from minltx.objectives import Batch
 from minltx.sampler import Condition
+from minltx.toy.captions import motion_alone
 from minltx.toy.data import ALL_DIGITS, LATENTS, MovingDigit, describe, rng
 from minltx.toy.model import load_checkpoint
 from minltx.video.clips import ClipFolder
@@ -163,15 +164,15 @@ def batch_of_latents(model, cache, layout, settings, generator, frames=None):
     """
     vae, device, B = model.vae, model.vae.latent_mean.device, settings.dit_batch
     if layout in ("keyframe", "end"):
-        return batch_with_later_frames(vae, cache.data, layout, B, generator)
+        latent, scenes, condition = later_frames(vae, cache.data, layout, B, generator)
+        return Batch(latent, captions_of(scenes, layout, settings, generator), cache.data.config.fps, condition)
     latents, frames = cache.latents, 1 if layout == "still" else frames
     if frames:
         latents = latents[:, :, : (frames - 1) // vae.config.stride[0] + 1]          # the encoder is causal
     count = B * cache.latents.shape[2] // latents.shape[2]
     rows = torch.randint(len(latents), (count,), generator=generator)
     latent = vae.normalize(latents[rows.to(latents.device)].to(device))                   # (B, C, f, h, w)
-    captions = [describe(cache.scenes[i], layout == "still") for i in rows]
-    condition = None
+    condition, captions = None, captions_of([cache.scenes[i] for i in rows], layout, settings, generator)
     if layout == "start":
         few = torch.randint(1, latent.shape[2], (1,), generator=generator).item()
         one = torch.rand(1, generator=generator).item() < 0.5
@@ -179,9 +180,18 @@ def batch_of_latents(model, cache, layout, settings, generator, frames=None):
     return Batch(latent, captions, cache.data.config.fps, condition)
 
 
+def captions_of(scenes, layout, settings, generator):
+    """Scenes -> their captions. Some say only how the clip moves: guidance compares with such captions."""
+    captions = [describe(scene, layout == "still") for scene in scenes]
+    if not settings.motion_captions or layout == "still":
+        return captions
+    cut = torch.rand(len(captions), generator=generator) < settings.motion_captions       # (B,)
+    return [motion_alone(text) if alone else text for text, alone in zip(captions, cut)]
+
+
 @torch.no_grad()
-def batch_with_later_frames(vae, data, layout, count, generator):
-    """A batch of freshly rendered clips, with one later frame given, or the last frames."""
+def later_frames(vae, data, layout, count, generator):
+    """Freshly rendered clips, with one later frame given, or the last frames: latents, scenes, condition."""
     video, scenes = data.batch(count, generator)
     frame = torch.randint(1, video.shape[2], (1,), generator=generator).item()
     given = video[:, :, frame : frame + 1]
@@ -190,4 +200,4 @@ def batch_with_later_frames(vae, data, layout, count, generator):
         frame = -(-frame // stride) * stride                                 # up to the next multiple
         given = video[:, :, frame:]
     latent, given = (vae.normalize(vae.encode(x.to(vae.latent_mean.device))[0]) for x in (video, given))
-    return Batch(latent, [describe(s) for s in scenes], data.config.fps, Condition(given, frame))
+    return latent, scenes, Condition(given, frame)

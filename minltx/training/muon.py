@@ -11,17 +11,22 @@ from minltx.training.parallel import like_shard, to_full_tensor
 
 
 def orthogonalize(matrices, steps=5):
-    """(..., n, m) -> nearly the nearest matrices with singular values near 1, by Newton-Schulz iterations."""
+    """(..., n, m) -> nearly the nearest matrices with singular values near 1, by Newton-Schulz iterations.
+
+    Each iteration multiplies x from the left by a polynomial p of a = x x^T, so the new a is p a p. Only the
+    small square matrices are iterated, and their product meets x once, at the end.
+    """
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalize(matrices.mT, steps).mT
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
     x, shape = x.reshape(-1, *x.shape[-2:]), x.shape
+    a, product = x @ x.mT, torch.eye(x.shape[-2]).to(x)                                   # (., n, n), (n, n)
     for _ in range(steps):
-        a = x @ x.mT
-        # x <- 3.4445 x + (-4.7750 a + 2.0315 a a) x, Jordan's coefficients: steep at 0, flat around 1
-        polynomial = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
-    return x.reshape(shape)
+        # p = 3.4445 - 4.7750 a + 2.0315 a a, with Jordan's coefficients: steep at 0, flat around 1
+        p = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        p.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+        a, product = p @ a @ p, p @ product
+    return (product @ x).reshape(shape)
 
 
 class Muon(torch.optim.Optimizer):

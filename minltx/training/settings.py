@@ -1,7 +1,6 @@
 """How a model is trained: every number of both stages in one dataclass, the presets, the learning rate."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, fields, replace
 
 from minltx import require
@@ -25,7 +24,7 @@ class Settings(VAERecipe, FlowRecipe):
     model: ModelConfig
     start: str = ""                                  # weights to start from: "" for random, a file, shipped
     loss: LossConfig = LossConfig(foreground=10.0)   # the foreground weight falls to 0 over the first half
-    vae_phases: tuple = ((1, 32, 200), (9, 12, 500), (17, 8, 500))
+    vae_phases: tuple = ((1, 32, 200), (9, 12, 400), (17, 8, 250))
     vae_lr: float = 0.02                             # of Muon, for matrices
     vae_adam_lr: float = 3e-3                        # of AdamW, for everything else
     freeze_encoder: bool = False                     # train a new decoder for the encoder that is there
@@ -38,6 +37,7 @@ class Settings(VAERecipe, FlowRecipe):
     dit_lr: float = 0.02
     dit_adam_lr: float = 2e-3
     curriculum: tuple = ()                           # of stage 2, before whole clips; (): none
+    motion_captions: float = 0.0                     # share of clips whose caption names the motion alone
     clip_variants: tuple = ()                        # how stage 2 renders the clips; (): as the data's config
     ema: float = 0.99                                # decay of the averaged weights
     layouts: tuple = ("free", "start", "still", "free", "end", "free", "free", "still", "keyframe", "free")
@@ -78,7 +78,9 @@ RANGES = {**{name: (require.whole, 1, 10**9) for name in ("discriminator_width",
           **{name: (require.number, 0, 100) for name in ("vae_lr", "vae_adam_lr", "discriminator_lr",
                                                          "dit_lr", "dit_adam_lr")},
           **{name: (require.number, 0, 1) for name in ("noise_range", "clean", "caption_dropout",
-                                                       "conditioned", "soft", "condition_noise")},
+                                                       "conditioned", "soft", "condition_noise",
+                                                       "motion_captions")},
+          "time_offset": (require.number, -10, 10),
           "ema": (require.number, 0, 0.999999), "token_drop": (require.number, 0, 0.99)}
 
 TOY = Settings(model=ModelConfig(
@@ -88,24 +90,27 @@ TOY = Settings(model=ModelConfig(
                   decoder_blocks=(("res", 2), ("up", (2, 2, 2), 32), ("res", 2), ("up", (2, 2, 2), 16),
                                   ("res", 1))),
     dit=DiTConfig(latent_channels=4, width=128, depth=6, heads=8, text_width=64, stride=(4, 8, 8),
-                  max_position=(2.0, 64.0, 64.0), theta=10.0)),     # RoPE for clips of 2 s and 64 pixels
-    curriculum=((1, 0.25), (9, 0.2)))
+                  max_position=(2.0, 64.0, 64.0), theta=10.0),      # RoPE for clips of 2 s and 64 pixels
+    negative="motion"), dit_steps=1200, time_offset=-0.3, motion_captions=0.1, curriculum=((1, 0.25), (9, 0.2)))
+
+# The same with guidance away from the null caption alone, as in the paper: what the other presets do.
+WITH_NULL = replace(TOY, model=replace(TOY.model, negative="nothing"), motion_captions=0.0, time_offset=0.0)
 
 # 64x64 and two digits, from the shipped model's weights: its encoder stays, its decoder gets used to larger
 # frames, and the transformer learns from several sizes and numbers of digits in turn.
-LARGE = replace(TOY, start="shipped", freeze_encoder=True, loss=replace(TOY.loss, foreground=0.0),
-                model=replace(TOY.model, data=DataConfig(size=64, digits=2),
+LARGE = replace(WITH_NULL, start="shipped", freeze_encoder=True, loss=replace(TOY.loss, foreground=0.0),
+                model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=2),
                               shapes=((17, 64, 64), (17, 72, 72), (17, 32, 32))),
                 vae_phases=((9, 6, 100), (17, 4, 300)), latents=12000, dit_batch=8, dit_steps=7000,
                 clip_variants=((17, 64, 16.0, 2), (17, 72, 16.0, 2), (17, 32, 16.0, 1)))
 
 # 64x64 for a folder of clips, from random weights.
-CLIPS = replace(TOY, model=replace(TOY.model, data=DataConfig(size=64, digits=0)),
+CLIPS = replace(WITH_NULL, model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=0)),
                 vae_phases=((1, 16, 300), (9, 6, 900), (17, 4, 400)), dit_batch=12, dit_steps=3000)
 
 # For ablations: the released RoPE, and one kind of batch from the first step to the last.
-SHORT = replace(TOY, model=replace(
-    TOY.model, data=DataConfig(frames=9, speed=(10.0, 18.0)),
+SHORT = replace(WITH_NULL, model=replace(
+    WITH_NULL.model, data=DataConfig(frames=9, speed=(10.0, 18.0)),
     dit=DiTConfig(latent_channels=4, width=96, depth=4, heads=4, text_width=64, stride=(4, 8, 8))),
     vae_phases=((1, 32, 300), (9, 12, 1400)), dit_steps=900, curriculum=())
 
@@ -143,8 +148,8 @@ def layout_of(settings, step):
 
 
 def learning_rate(step, total):
-    """A factor from 0 up to 1 in 20 steps, then along half a cosine down to 0."""
-    return min(1, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / total))
+    """A factor from 0 up to 1 in 20 steps, 1 up to the middle, then down to 0 along a straight line."""
+    return min(1, (step + 1) / 20, 2 * (total - step) / total)
 
 
 # --- Settings as they are stored ----------------------------------------------------------------------------
