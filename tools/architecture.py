@@ -46,7 +46,8 @@ def shapes(vae, dit, clip, words, steps):
 def sampled(toy):
     """The toy's noise, latent and video for CAPTION, each (frames, height, width, 3) in [0, 1]."""
     noise = seeded_noise(toy.vae.latent_shape(*toy.config.data.clip_shape), [SEED])
-    latent = sample_latent(toy.dit, noise, toy.embed([CAPTION]), toy.embed(toy.negative([CAPTION])), toy.sampling())
+    text, null = toy.embed([CAPTION]), toy.embed(toy.negative([CAPTION]))
+    latent = sample_latent(toy.dit, noise, text, null, toy.sampling())
     parts = (noise, 5), (latent, 5), (toy.generate([CAPTION], [SEED])[:, :, ::8], 2)
     return [(x[0, :3].movedim(0, -1) / scale + 0.5).clamp(0, 1).numpy() for x, scale in parts]
 

@@ -12,7 +12,8 @@ from minltx.dit import DiT, DiTConfig
 from minltx.files import read_torch, write_torch
 from minltx.flow import schedule_from, shifted_schedule
 from minltx.sampler import Guidance, Sampling, generate
-from minltx.toy.captions import WORDS, CaptionEncoder, StoredText, caption_warnings, most_words, motion_alone, tokenize
+from minltx.toy.captions import (WORDS, CaptionEncoder, StoredText, caption_warnings, most_words,
+                                 motion_alone, tokenize)
 from minltx.toy.data import DataConfig
 from minltx.toy.stored import check_depth, check_tensors, configs_from, words_and_shapes
 from minltx.vae import VAEConfig, VideoVAE

@@ -165,7 +165,8 @@ def batch_of_latents(model, cache, layout, settings, generator, frames=None):
     vae, device, B = model.vae, model.vae.latent_mean.device, settings.dit_batch
     if layout in ("keyframe", "end"):
         latent, scenes, condition = later_frames(vae, cache.data, layout, B, generator)
-        return Batch(latent, captions_of(scenes, layout, settings, generator), cache.data.config.fps, condition)
+        captions = captions_of(scenes, layout, settings, generator)
+        return Batch(latent, captions, cache.data.config.fps, condition)
     latents, frames = cache.latents, 1 if layout == "still" else frames
     if frames:
         latents = latents[:, :, : (frames - 1) // vae.config.stride[0] + 1]          # the encoder is causal

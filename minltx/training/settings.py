@@ -91,7 +91,8 @@ TOY = Settings(model=ModelConfig(
                                   ("res", 1))),
     dit=DiTConfig(latent_channels=4, width=128, depth=6, heads=8, text_width=64, stride=(4, 8, 8),
                   max_position=(2.0, 64.0, 64.0), theta=10.0),      # RoPE for clips of 2 s and 64 pixels
-    negative="motion"), dit_steps=1200, time_offset=-0.3, motion_captions=0.1, curriculum=((1, 0.25), (9, 0.2)))
+    negative="motion"),
+    dit_steps=1200, time_offset=-0.3, motion_captions=0.1, curriculum=((1, 0.25), (9, 0.2)))
 
 # The same with guidance away from the null caption alone, as in the paper: what the other presets do.
 WITH_NULL = replace(TOY, model=replace(TOY.model, negative="nothing"), motion_captions=0.0, time_offset=0.0)
