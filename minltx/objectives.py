@@ -107,8 +107,8 @@ def draw_strength(count, recipe, generator):
 def flow_objective(model, batch, recipe, generator, draw_t=None):
     """Noise every token to its own time, predict the velocity, compare where the token is not given.
 
-    model has a `dit` and `embed(captions)`. draw_t, a function like `flow.sample_t`, replaces it. Returns the loss
-    and, for plots of the error over time, t (B,) and the mean squared error of each sample (B,).
+    model has a `dit` and `embed(captions)`. draw_t, a function like `flow.sample_t`, replaces it. Returns the
+    loss and, for plots of the error over time, t (B,) and the mean squared error of each sample (B,).
     """
     dit, latent, condition = model.dit, batch.latent, batch.condition
     B, N = len(latent), latent[0, 0].numel()

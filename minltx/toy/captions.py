@@ -17,6 +17,7 @@ from minltx.layers import Attention, FeedForward, rms_norm
 from minltx.toy.data import COLOURS, DIRECTIONS
 
 NULL = "<nothing>"     # the word of the null caption "", which guidance steers away from
+BLANK = "_"            # for a word of the digits' vocabulary that is left open: it keeps its place, unread
 UNKNOWN = "<unknown>"  # of a learned vocabulary: every word that is not in it
 WORDS = ["<pad>", NULL, "a", "and", "moving", *COLOURS, *map(str, range(10)), *DIRECTIONS]
 MAX_WORDS, MAX_LEARNED = 16, 64     # words in a caption: about digits; with a learned vocabulary
@@ -56,7 +57,8 @@ def nearest_words(word, words):
 
 
 def tokenize(captions, words=WORDS):
-    """Captions -> word ids (B, L), mask (B, L), L the longest caption. "" is the null caption.
+    """Captions -> word ids (B, L), mask (B, L), L the longest caption. "" is the null caption; about digits,
+    "_" masks a word.
 
     With a learned vocabulary, other words become <unknown>, and those after the 64th are left out. With that
     of the digits, raises ValueError for an unknown word (it lists the vocabulary) and for more than 16 words.
@@ -67,11 +69,12 @@ def tokenize(captions, words=WORDS):
     for text in captions:
         row = split_words(text)
         for word in row if UNKNOWN not in index else ():
-            if word not in words[2:]:
+            if word not in [*words[2:], BLANK]:
                 raise ValueError(f"unknown word {word!r}: the toy knows only: {', '.join(words[2:])}")
         if len(row) > most and UNKNOWN not in index:
             raise ValueError(f"a caption of {len(row)} words is too long: use at most {most}")
-        rows.append([index.get(word, index.get(UNKNOWN)) for word in row[:most]] or [index[NULL]])
+        ids = [index.get(word, index.get(UNKNOWN, 0)) for word in row[:most]]
+        rows.append(ids if any(ids) else [index[NULL]])
     length = max(map(len, rows))
     ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
     return ids, (ids != 0).float()                                                        # (B, L) each
@@ -93,9 +96,9 @@ def caption_warnings(caption, words, still):
 
 
 def motion_alone(caption):
-    """"a red 7 moving left" -> "moving left": what a clip does, without what it shows. "", the null caption,
-    if nothing moves."""
-    return " and ".join(re.findall(f"moving (?:{'|'.join(DIRECTIONS)})", caption))
+    """"a red 7 moving left" -> "a _ _ moving left": what a clip does, without what it shows. "", the null
+    caption, if nothing moves."""
+    return re.sub(THING, f"a {BLANK} {BLANK}", caption) if "moving" in caption else ""
 
 
 class CaptionEncoder(nn.Module):

@@ -70,8 +70,9 @@ class ToyModel(nn.Module):
         """What guidance compares each caption with: a list of as many captions.
 
         Guidance goes from what this caption stands for towards, and past, what the whole caption stands for.
-        With the null caption everything is exaggerated, speed too. With the caption's motion alone, which
-        was in training, the difference is what the clip shows, and motion stays as it was learned.
+        With the null caption everything is exaggerated, speed too. With the caption's motion alone, such as
+        "a _ _ moving left", which was in training, the difference is what the clip shows, and motion stays as
+        it was learned.
         """
         if self.config.negative == "motion":
             return [motion_alone(caption) for caption in captions]
