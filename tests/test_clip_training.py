@@ -106,7 +106,7 @@ def test_clips_of_any_size_with_any_words_train_sample_and_answer_an_unknown_wor
     assert model.words == list(model.config.words)
     assert f"{len(known)} words are learned from 18 captions" in said
     assert {"a", "fractal", "time-lapse", "beach", "one"} <= set(known) and len(set(known)) == len(known)
-    assert model.config.shapes == ((9, 24, 40),)
+    assert model.config.shapes == ((9, 24, 40),) and model.config.negative == "nothing"
     out = tmp_path / "fractal.gif"
     assert sample.main(["a slow zoom into a blue fractal", "--checkpoint", str(file), "--out", str(out)]) == 0
     assert capsys.readouterr().err == "" and out.exists()

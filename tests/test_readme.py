@@ -318,7 +318,7 @@ def recipe_of_0_2(preset):
                    vae_phases=((1, 32, 200), (9, 12, 400), (17, 8, 250)))
 
 
-OLDER = {**dict.fromkeys(("release03", "long"), recipe_of_0_3),
+OLDER = {**dict.fromkeys(("release03", "third", "long", "mnist"), recipe_of_0_3),
          **dict.fromkeys(("before", "before2", "plain"), recipe_of_0_2)}
 
 

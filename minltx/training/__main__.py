@@ -96,11 +96,12 @@ def clips_data(args, settings):
         raise ValueError(f"{args.clips} has one usable clip: add another one, to be held out")
     c = training[0].config
     data = replace(settings.model.data, frames=c.frames, size=c.size, digits=0, digit_size=0)
-    # The weight of bright pixels is meant for objects on black.
-    model = replace(settings.model, data=data, stored_text=bool(text),
+    # The weight of bright pixels is meant for objects on black, and captions of any words do not say which of
+    # them are about the motion.
+    model = replace(settings.model, data=data, stored_text=bool(text), negative="nothing",
                     words=() if text else words_of(training),
                     shapes=tuple(folder.config.clip_shape for folder in training))
-    settings = replace(settings, model=model,
+    settings = replace(settings, model=model, motion_captions=0.0,
                        loss=replace(settings.loss, foreground=0.0))
     return Data(training, training, held_out[0], text), settings
 
