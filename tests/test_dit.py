@@ -155,7 +155,7 @@ def test_words():
     assert caption([MovingDigit(7, "red", "left")]) == "a red 7 moving left"
     scene = [MovingDigit(7, "red", "left"), MovingDigit(3, "blue", "up")]
     assert caption(scene, still=True) == "a red 7 and a blue 3"
-    ids, mask = tokenize(["a _ 7", "_", "a red 7"])                  # a word left open keeps its place, unread
+    ids, mask = tokenize(["a _ 7", "_", "a red 7"])      # an open word keeps its place, unread
     assert mask.tolist() == [[1, 0, 1], [1, 0, 0], [1, 1, 1]]
     assert ids[0, 2] == ids[2, 2] and ids[1, 0] == 1
     with pytest.raises(ValueError, match="unknown word 'purple'.*magenta"):
