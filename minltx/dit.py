@@ -3,7 +3,8 @@
 A block is self-attention over all tokens of all frames, cross-attention to the caption, and a feed-forward
 layer. Unusual (paper, section 2.2; SPEC 3): the time t reaches all blocks through *one* shared linear layer
 plus a small table per block (adaLN-single), queries and keys are RMS-normalised, and t may differ from token
-to token. The tokens of a given first frame are clean and get t = 0; image-to-video needs nothing else.
+to token. The tokens of a given first frame are clean and get t = 0; for image-to-video the network needs no
+other change.
 
 Names of modules (`attn1`, `scale_shift_table`, `patchify_proj`, ...) are those of the released weights.
 """

@@ -37,8 +37,8 @@ def predict_x0(z, v, t):
 
 
 def flow_loss(v, target, weight):
-    """Mean squared error where weight is 1; given tokens have weight 0. weight broadcasts to v.
-    Raises ValueError if nothing counts."""
+    """Mean squared error where weight is 1; tokens that the sampler would not move at their time have 0.
+    weight broadcasts to v. Raises ValueError if nothing counts."""
     require.counted(weight)
     weight = weight.expand_as(v)
     return ((v - target).square() * weight).sum() / weight.sum()

@@ -103,7 +103,7 @@ def swap_class(model, old, new):
     """Turn every `old` module in a model into a `new` one, in place, and return the model.
 
     `new` is a subclass of `old` that computes `forward` in another way: parameters, buffers and names stay.
-    No chapter needs this. The rooms around them do, to make a network faster or different from outside.
+    No chapter needs this. The folders around them do, to make a network faster or different from outside.
     """
     for module in model.modules():
         if type(module) is old:

@@ -80,7 +80,7 @@ def feature_distance(features, output, video):
 
 
 class Discriminator(nn.Module):
-    """The reconstruction GAN's: it sees both videos as one pair of 6 channels, patch by patch of 4x4 pixels.
+    """The reconstruction GAN's: it sees both videos as one pair of 6 channels, and scores every 4x4 pixels.
 
     Inputs: video and output (B, 3, F, H, W); first, (B,) booleans, True where the original is the first of
     its pair. Returns the score of the *correct* answer (B, 1, F, H/4, W/4): above 0, it is right.

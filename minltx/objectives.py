@@ -76,8 +76,8 @@ class FlowRecipe:
     caption_dropout: float = 0.1     # share of clips that train on the null caption, which guidance needs
     conditioned: float = 0.8         # share of clips that use their batch's condition; the others: strength 0
     soft: float = 0.25               # of those that use it, the share with a strength drawn from 0 to 1
-    condition_noise: float = 0.0     # the others have a strength from 1 minus this to 1, with the time that
-                                     # belongs to it (unlike the sampler's condition_noise)
+    condition_noise: float = 0.0     # the rest of these: a strength from 1 minus this to 1, with its time
+                                     # (the sampler's condition_noise keeps time 0)
     time_offset: float = 0.0         # added to the shift of the training times, see `flow.sample_t`
     token_drop: float = 0.0          # up to this share of a batch's tokens is left out (paper, section 2.4)
 

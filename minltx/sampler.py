@@ -3,8 +3,8 @@
 Image-to-video, keyframes and extension of a clip at either end are one mechanism (SPEC 6): every token has a
 strength, 1 where it is given, 0 where it is free. With strength s a token starts as the given latent with
 1-s of noise, has its own time min(t, 1-s), and does not move before the sampler's t falls below 1-s. With
-s = 1 it is clean and never moves. A picture at frame 0 is part of the result. A keyframe is not: it is extra
-tokens, which all others attend to, and which are dropped at the end.
+s = 1 it is clean and never moves (but see `condition_noise`). A picture at frame 0 is part of the result. A
+keyframe is not: it is extra tokens, which all others attend to, and which are dropped at the end.
 
 Unusual: the sampler goes to t = 0, then a little noise is added to its result, and the decoder, which was
 trained on noisy latents, removes that noise together with the small errors of sampling.
@@ -27,8 +27,8 @@ from minltx.rope import latent_coordinates
 def token_times(t, strength):
     """The time of every token while the sampler is at t, and whether the token moves (SPEC 6.2).
 
-    t a number or (B, 1, 1), strength (B, N, 1), N with extra tokens -> times (B, N) = min(t, 1 - strength),
-    moves (B, N, 1): whether t <= 1 - strength. With t = 0.8, tokens of strength 0, 0.4 and 1 have times 0.8,
+    t a number or (B, 1, 1), strength (1 or B, M+N, 1) -> times (1 or B, M+N) = min(t, 1 - strength), moves
+    (1 or B, M+N, 1): whether t <= 1 - strength. With t = 0.8, tokens of strength 0, 0.4 and 1 have times 0.8,
     0.6 and 0, and only the first one moves.
     """
     return (1 - strength).clamp(max=t)[..., 0], t - 1e-6 < 1 - strength
@@ -41,8 +41,8 @@ def euler(velocity, z, schedule, strength=None, stochastic_noise=None, pre_step=
     own time, see `token_times`; velocity then gets t as (B or 1, N), otherwise as (B,).
     stochastic_noise(z), fresh noise of z's shape, makes the sampler stochastic: each step predicts x0, then
     adds that noise to it, up to the next time (SPEC 5.1). pre_step(z, t) -> z is called before every step;
-    progress wraps the list of steps, for instance tqdm. A token begins to move at the first time of the
-    schedule <= 1 - strength, and keeps the noise between the two numbers, as in the released code.
+    progress wraps the list of steps, for instance tqdm. If 1 - strength is between two times of the schedule,
+    the token waits for the lower one, and the noise above it is never removed, as in the released code.
     """
     steps = list(zip(schedule[:-1].tolist(), schedule[1:].tolist()))
     for t, t_next in progress(steps) if progress else steps:
@@ -106,7 +106,7 @@ class Condition:
 
     latent: torch.Tensor     # normalised, (1 or B, C, f, h, w), encoded on its own
     frame: int = 0           # the pixel frame where it starts
-    strength: float = 1.0    # from 1, kept, to 0, ignored
+    strength: float = 1.0    # 1: its tokens stay as given; 0: they start as pure noise
 
 
 def check_condition(condition, grid, stride):

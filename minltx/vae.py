@@ -1,11 +1,12 @@
-"""The Video-VAE: compress 1:192, with a decoder that also removes the last noise.
+"""The Video-VAE: compress 1:192, with a decoder that also removes a little noise.
 
 Three things are unusual (paper, section 2.1; SPEC 1 and 2). The encoder starts from patches, so one latent
 voxel stands for a whole box of pixels, and the transformer needs no patches of its own. At full size a box
 is 8 frames of 32x32 pixels: 8*32*32*3 numbers become 128, 1:192. All channels of a voxel share one
 log-variance: with a variance per channel the VAE could set a channel to mean 0 and variance 1, where it costs
 no KL and carries nothing. And the decoder is conditioned on a time t: in training its input is noisy to the
-degree t, so it learns to remove the last bit of noise, and with it the small errors of a sampled latent.
+degree t, so it learns to remove a little noise. The sampler adds as much to its finished latent, and the
+decoder removes it together with the small errors of sampling.
 
 The encoder is causal: latent frame k depends on pixel frames 0..stride*k and nothing later. So the first
 latent frame of a clip is the latent of its first frame alone, and an image is a clip of one frame. The
@@ -64,9 +65,9 @@ class VAEConfig:
 class CausalConv3d(nn.Module):
     """A 3x3x3 convolution that repeats edge frames in time and pads zeros in space.
 
-    A kernel of 3 frames needs 2 more frames. Causal: two copies of the first frame in front, so no output
-    depends on a later frame. Not causal: one copy at each end. Zeros in time would look like a fade-in from
-    grey (SPEC 1.3).
+    The name is the released one; `causal` decides. A kernel of 3 frames needs 2 more frames. Causal: two
+    copies of the first frame in front, so no output depends on a later frame. Not causal: one copy at each
+    end. Zeros in time would look like a fade-in from grey (SPEC 1.3).
     """
 
     def __init__(self, inputs, outputs, causal=True, stride=1):
