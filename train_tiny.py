@@ -1,6 +1,6 @@
 """Train a toy LTX-Video on moving digits: data, VAE, latents, transformer, report.
 
-    python train_tiny.py                          the default toy, about ten minutes on two CPU cores
+    python train_tiny.py                          the default toy, about eleven minutes on two CPU cores
     python train_tiny.py --digits mnist           handwritten digits, downloaded; or --digits FOLDER
     python train_tiny.py --world texture          digits over a moving photograph; or --photos FOLDER
     python train_tiny.py --preset large           64x64, 17 frames, two digits, 43 minutes

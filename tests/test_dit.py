@@ -169,7 +169,9 @@ def test_what_guidance_compares_with():
     two = "a red 7 moving left and a blue 3 moving up"
     assert motion_alone("a red 7 moving left") == "a _ _ moving left"
     assert motion_alone(two) == "a _ _ moving left and a _ _ moving up"
-    assert motion_alone("a red 7 and a blue 3") == motion_alone("") == ""
+    assert motion_alone("a red 7 and a blue 3") == motion_alone("") == motion_alone("moving left") == ""
+    assert motion_alone("A Red  7, moving left.") == "a _ _ moving left"
+    assert motion_alone("red 7 moving up") == "_ _ moving up"
     for kind, expected in (("motion", ["a _ _ moving left", ""]), ("nothing", ["", ""])):
         model = SimpleNamespace(config=SimpleNamespace(negative=kind))
         assert ToyModel.negative(model, ["a red 7 moving left", "a red 7"]) == expected

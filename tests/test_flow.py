@@ -115,6 +115,15 @@ def test_shift_has_the_published_values():
         assert abs(shift_mu(tokens) - mu) < 1e-3
 
 
+def test_an_offset_of_the_times_is_the_shift_of_fewer_tokens():
+    fewer = 80 - 0.3 * (4096 - 1024) / (2.05 - 0.95)
+    moved, same, plain = (sample_t(1000, *how) for how in (
+        (80, torch.Generator().manual_seed(0), -0.3), (fewer, torch.Generator().manual_seed(0)),
+        (80, torch.Generator().manual_seed(0))))
+    torch.testing.assert_close(moved, same)
+    assert moved.median() < plain.median() - 0.03
+
+
 def test_training_times_stay_in_range_and_move_towards_noise_with_the_tokens():
     few, many = (sample_t(20000, n, torch.Generator().manual_seed(0)) for n in (48, 6144))
     for t in (few, many):

@@ -318,7 +318,9 @@ def recipe_of_0_2(preset):
                    vae_phases=((1, 32, 200), (9, 12, 400), (17, 8, 250)))
 
 
-OLDER = {**dict.fromkeys(("release03", "third", "long", "mnist"), recipe_of_0_3),
+SEEDS = {"toy1": 1, "toy2": 2, "release03_1": 1, "release03_2": 2}
+OLDER = {**dict.fromkeys(("release03", "release03_1", "release03_2", "third", "long", "mnist"),
+                         recipe_of_0_3),
          **dict.fromkeys(("before", "before2", "plain"), recipe_of_0_2)}
 
 
@@ -333,7 +335,7 @@ def test_the_reported_rows_have_the_settings_of_their_recipe(name):
     preset = OLDER.get(name, lambda preset: preset)(PRESETS[args.preset])
     assert settings == stored(scaled(preset, args.budget))
     assert variants == ({"model.vae.timestep_conditioning": False} if name == "plain" else {})
-    assert report["seed"] == args.seed == {"toy1": 1, "toy2": 2}.get(name, 0)
+    assert report["seed"] == args.seed == SEEDS.get(name, 0)
     steps = 20 if name in OLDER or name == "large" else STEPS
     assert report["dit"] is None or (report["dit"]["steps"], report["dit"]["guidance"]) == (steps, GUIDANCE)
 

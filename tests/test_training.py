@@ -15,9 +15,9 @@ from minltx.evaluation import report
 from minltx.evaluation.digits import DigitClassifier
 from minltx.losses import LossConfig
 from minltx.objectives import Batch, flow_objective, vae_objective
-from minltx.sampler import Condition, check_condition
+from minltx.sampler import Condition, check_condition, generate
 from minltx.toy.data import VAE_STAGE, DataConfig, MovingDigits, caption, draw_digits, load_digits, rng
-from minltx.toy.model import ModelConfig, ToyModel, load_checkpoint
+from minltx.toy.model import ModelConfig, ToyModel, load_checkpoint, save_checkpoint
 from minltx.training import loops, page
 from minltx.training.latents import LatentCache, batch_of_latents, clip_variants, encode_variants
 from minltx.training.loops import build_critics, train_dit, train_vae
@@ -437,6 +437,40 @@ def test_some_captions_name_the_motion_alone():
     assert torch.equal(torch.rand(4, generator=after), torch.rand(4, generator=plain))
 
 
+def test_the_recipes_offset_moves_the_times_unless_they_are_drawn_in_another_way():
+    model, cache = small_batch()
+    batch = batch_of_latents(model, cache, "free", replace(SMALL, dit_batch=64), torch.Generator())
+
+    def times(offset, **how):
+        recipe = replace(SMALL, time_offset=offset)
+        return flow_objective(model, batch, recipe, torch.Generator().manual_seed(0), **how)[1]
+
+    assert (times(-1.0) < times(0.0)).float().mean() > 0.8
+    half = {"draw_t": lambda count, tokens, generator: torch.full((count,), 0.5)}
+    assert torch.equal(times(-1.0, **half), times(0.0, **half))
+
+
+def test_a_model_keeps_what_its_guidance_compares_with(tmp_path):
+    """In its file; older files compare with the null caption. Sampling uses it."""
+    torch.manual_seed(0)
+    text, size = "a red 7 moving left", (5, 32, 32)
+    model = ToyModel(replace(SMALL.model, negative="motion")).eval()
+    torch.nn.init.normal_(model.dit.proj_out.weight)
+    save_checkpoint(tmp_path / "new.pt", model)
+    stored = torch.load(tmp_path / "new.pt", weights_only=True)
+    del stored["config"]["negative"]
+    torch.save(stored, tmp_path / "old.pt")
+    videos = []
+    for name, negative in (("new", "a _ _ moving left"), ("old", "")):
+        model, _ = load_checkpoint(tmp_path / f"{name}.pt")
+        assert model.negative([text]) == [negative]
+        videos.append(model.generate([text], [0], size, steps=2))
+        by_hand = generate(model, model.embed([text]), model.embed([negative]), [0], size,
+                           model.sampling(size, steps=2))
+        torch.testing.assert_close(videos[-1], by_hand)
+    assert not torch.allclose(*videos)
+
+
 def test_several_kinds_of_clips_in_one_training(tmp_path):
     """Sizes, lengths and frame rates in turn, about as many tokens in each batch, each with its own fps."""
     kinds = ((9, 32, 16.0), (5, 40, 16.0), (1, 56, 16.0), (9, 32, 32.0))
@@ -511,7 +545,7 @@ def test_the_transformers_result_is_the_average_of_its_weights(tmp_path):
 
 def test_orthogonalize_keeps_directions_and_evens_their_strengths():
     torch.manual_seed(0)
-    for shape in ((20, 50), (50, 20)):
+    for shape in ((20, 50), (50, 20), (30, 40), (30, 30)):
         matrix = torch.randn(shape)
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         out = orthogonalize(matrix)

@@ -21,7 +21,8 @@ from tools.markdown import table
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
 RUNS = {"toy": "**the default**", "toy1": "the default, seed 1", "toy2": "the default, seed 2",
-        "release03": "the default, 0.3's recipe", "third": "a third of the steps, 0.3's recipe",
+        "release03": "the default, 0.3's recipe", "release03_1": "the same, seed 1, one thread",
+        "release03_2": "the same, seed 2, one thread", "third": "a third of the steps, 0.3's recipe",
         "long": "the shipped model: three times the steps, 0.3's recipe",
         "mnist": "the default on real MNIST, 0.3's recipe",
         "before": "the default, 0.2's recipe", "before2": "twice the steps, 0.2's recipe",

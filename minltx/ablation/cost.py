@@ -9,7 +9,7 @@ from minltx.ablation.paired import FEWEST, FOUND, visible
 from minltx.ablation.runner import seconds
 from minltx.ablation.switches import settings_for
 from minltx.evaluation.digits import train_classifier
-from minltx.evaluation.report import NOISE
+from minltx.evaluation.report import NOISE, STEPS
 from minltx.toy.data import MovingDigits, caption, load_digits
 
 FEW = 8                             # clips to time
@@ -35,11 +35,11 @@ def seconds_of_the_rest(stage, digits, prompts):
     latent = model.vae.encode(video)[0]
     encode = timed(lambda: model.vae.encode(video)) / FEW
     decode = timed(lambda: model.vae.decode(latent, t)) / FEW
-    sample = timed(lambda: model.generate(words, range(FEW))) / FEW
+    sample = timed(lambda: model.generate(words, range(FEW), steps=STEPS)) / FEW
     reconstructions = 128 * (1 + len(NOISE)) * (encode + decode)                   # judge_vae
     generations = prompts * (2 * sample + encode + decode)                         # judge_dit
     judging = {"vae": reconstructions + 512 * encode,
-               "decoder": reconstructions + prompts * (sample + 50 * decode),      # judge_decoder
+               "decoder": reconstructions + prompts * (2 * sample + 50 * decode),    # judge_decoder
                "dit": generations, "both": reconstructions + generations}[stage]
     return settings.latents * encode if stage in ("dit", "both") else 0.0, judging
 

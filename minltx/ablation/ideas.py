@@ -75,7 +75,7 @@ class Idea:
         return flow_objective(model, batch, recipe, generator, self.draw_t if own else None)
 
     def draw_t(self, count, tokens, generator=None):
-        """Training times (count,) of stage 2, see `flow.sample_t`."""
+        """Training times (count,) of stage 2, see `flow.sample_t`; here without the settings' time_offset."""
         return sample_t(count, tokens, generator)
 
     def discriminator(self, width):

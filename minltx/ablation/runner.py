@@ -28,7 +28,7 @@ from minltx.training.parallel import World
 from minltx.training.run import Run
 from minltx.training.settings import layout_of
 
-JUDGE = "each frame"      # how digits are read: figures of reports with another judge cannot be compared
+JUDGE = "each frame, 10 steps"      # how digits are sampled and read: with other ways nothing is compared
 
 
 # --- Compute ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from minltx import require
 from minltx.layers import Attention, FeedForward, rms_norm
 from minltx.toy.data import COLOURS, DIRECTIONS
 
-NULL = "<nothing>"     # the word of the null caption "", which guidance steers away from
+NULL = "<nothing>"     # the word of the null caption "", which says nothing
 BLANK = "_"            # for a word of the digits' vocabulary that is left open: it keeps its place, unread
 UNKNOWN = "<unknown>"  # of a learned vocabulary: every word that is not in it
 WORDS = ["<pad>", NULL, "a", "and", "moving", *COLOURS, *map(str, range(10)), *DIRECTIONS]
@@ -97,8 +97,10 @@ def caption_warnings(caption, words, still):
 
 def motion_alone(caption):
     """"a red 7 moving left" -> "a _ _ moving left": what a clip does, without what it shows. "", the null
-    caption, if nothing moves."""
-    return re.sub(THING, f"a {BLANK} {BLANK}", caption) if "moving" in caption else ""
+    caption, if nothing moves or nothing is shown."""
+    words = split_words(caption)
+    left = [BLANK if word in COLOURS or word.isdigit() else word for word in words]
+    return " ".join(left) if "moving" in words and left != words else ""
 
 
 class CaptionEncoder(nn.Module):

@@ -10,20 +10,29 @@ import torch
 from minltx.training.parallel import like_shard, to_full_tensor
 
 
-def orthogonalize(matrices, steps=5):
-    """(..., n, m) -> nearly the nearest matrices with singular values near 1, by Newton-Schulz iterations.
+def polynomial(a):
+    """-4.7750 a + 2.0315 a a, Jordan's coefficients: with 3.4445 steep at 0, flat around 1."""
+    return torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
 
-    Each iteration multiplies x from the left by a polynomial p of a = x x^T, so the new a is p a p. Only the
-    small square matrices are iterated, and their product meets x once, at the end.
+
+def orthogonalize(matrices, steps=5):
+    """(..., n, m) -> nearly the nearest matrices with singular values near 1, by Newton-Schulz iterations:
+    x <- (3.4445 + polynomial(x x^T)) x.
+
+    Each multiplies x from the left by some p, so the next x x^T is p x x^T p. For a wide x it takes fewer
+    products to iterate this small square matrix alone, and to multiply x once, at the end.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalize(matrices.mT, steps).mT
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
     x, shape = x.reshape(-1, *x.shape[-2:]), x.shape
+    if x.shape[-1] < 2 * x.shape[-2]:
+        for _ in range(steps):
+            x = torch.baddbmm(x, polynomial(x @ x.mT), x, beta=3.4445)
+        return x.reshape(shape)
     a, product = x @ x.mT, torch.eye(x.shape[-2]).to(x)                                   # (., n, n), (n, n)
     for _ in range(steps):
-        # p = 3.4445 - 4.7750 a + 2.0315 a a, with Jordan's coefficients: steep at 0, flat around 1
-        p = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        p = polynomial(a)
         p.diagonal(dim1=-2, dim2=-1).add_(3.4445)
         a, product = p @ a @ p, p @ product
     return (product @ x).reshape(shape)
