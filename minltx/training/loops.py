@@ -155,7 +155,7 @@ def validation_batch(run, model, held_out):
 @torch.no_grad()
 def validate(run, stage, check):
     """The flow loss of the averaged weights, always on the same clips with the same noise and times."""
-    recipe = replace(run.settings, caption_dropout=0.0, token_drop=0.0)
+    recipe = replace(run.settings, caption_dropout=0.0, token_drop=0.0, time_offset=0.0)
     stage.swap_average()
     with autocast(run):
         loss, _, _ = flow_objective(stage.model, check, recipe, rng(run.seed, EVALUATION, 0))
