@@ -28,7 +28,7 @@ from minltx.training.latents import clip_variants, encode_clips, encode_variants
 from minltx.training.loops import train_dit
 from minltx.training.parallel import World
 from minltx.training.run import Run
-from minltx.training.settings import TOY, stored
+from minltx.training.settings import TOY, WITH_NULL, stored
 from minltx.video.plots import new_figure, save_figure
 from tools.markdown import table
 
@@ -44,7 +44,7 @@ NAMES = {"rope": "RoPE", "absolute": "absolute embedding"}
 def settings(steps):
     """The toy with a smaller transformer, which learns from several shapes."""
     dit = replace(TOY.model.dit, width=96, depth=4)
-    return replace(TOY, model=replace(TOY.model, dit=dit), clip_variants=SEEN, dit_steps=steps)
+    return replace(WITH_NULL, model=replace(WITH_NULL.model, dit=dit), clip_variants=SEEN, dit_steps=steps)
 
 
 def clips_of(digits, shape):
@@ -59,7 +59,7 @@ def judge(model, digits, shape, classifier, seed, prompts):
     data, fps = clips_of(digits, shape), shape[2]
     latents, scenes = encode_clips(model.vae, data, 128, seed, "cpu", held_out=True)
     batch = Batch(model.vae.normalize(latents), [describe(scene) for scene in scenes], fps)
-    recipe = replace(TOY, caption_dropout=0.0)
+    recipe = replace(WITH_NULL, caption_dropout=0.0)
     loss = flow_objective(model, batch, recipe, rng(seed, EVALUATION, 0))[0].item()
     few = scenes[:prompts]
     captions = [describe(scene) for scene in few]
