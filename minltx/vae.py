@@ -5,7 +5,7 @@ voxel stands for a whole box of pixels, and the transformer needs no patches of 
 is 8 frames of 32x32 pixels: 8*32*32*3 numbers become 128, 1:192. All channels of a voxel share one
 log-variance: with a variance per channel the VAE could set a channel to mean 0 and variance 1, where it costs
 no KL and carries nothing. And the decoder is conditioned on a time t: in training its input is noisy to the
-degree t, so it learns to remove a little noise. The sampler adds as much to its finished latent, and the
+degree t, so it learns to remove a little noise. The sampler adds a little to its finished latent, and the
 decoder removes it together with the small errors of sampling.
 
 The encoder is causal: latent frame k depends on pixel frames 0..stride*k and nothing later. So the first
