@@ -31,6 +31,7 @@ ITEMS = {
     "dit_cudnn": "--parts dit --attention cudnn"}
 ITEMS |= {f"{name}_compiled": f"{words} --compile" for name, words in ITEMS.items()}
 ITEMS |= {
+    "diffusers_dit_compiled": "--against diffusers --parts dit --compile",
     "dit_efficient": "--parts dit --attention efficient",
     "dit_math": "--parts dit --attention math",
     "train_checkpointed": "--parts train --checkpoint-activations",
