@@ -77,6 +77,8 @@ def test_two_digits_never_cover_each_other(digits, monkeypatch):
     assert not ((alone[0] > -0.99).any(1) & (alone[1] > -0.99).any(1)).any()
     places = centres[:, :, 0].flatten(0, 1)                       # nor are they driven into the corners
     assert places.min() < 20 and places.max() > 44 and (places.std(0) > 8).all()
+    first, second = centres[:, :, 0, 0].unbind(1)                 # and the first one named is further left
+    assert (first <= second).all()
 
 
 def test_digits_without_room_for_each_other_are_refused(digits):

@@ -50,20 +50,22 @@ def read_vae(path, config):
 # --- Encoding ---------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def encode_clips(vae, data, count, seed, device, held_out=False):
-    """`count` clips -> latents before normalisation (count, C, f, h, w), and their scenes."""
+def encode_clips(vae, data, count, seed, device, held_out=False, first=0):
+    """`count` clips -> latents before normalisation (count, C, f, h, w), and their scenes. first: which
+    random numbers the clips have; those from 0 to 10 and from 10 to 20 have nothing in common."""
     latents, scenes, several = [], [], clips_at_once(64, data)
     for start in tqdm(range(0, count, several), desc="latents", disable=None):
-        video, some = data.batch(min(several, count - start), rng(seed, LATENTS, start), held_out)
+        video, some = data.batch(min(several, count - start), rng(seed, LATENTS, first + start), held_out)
         latents.append(vae.encode(video.to(device))[0])
         scenes += some
     return torch.cat(latents), scenes
 
 
 def encode_variants(vae, variants, count, seed, device):
-    """`count` clips in all -> a LatentCache for each of the data sets."""
-    return [LatentCache(data, *encode_clips(vae, data, count // len(variants), seed, device))
-            for data in variants]
+    """`count` clips in all -> a LatentCache for each of the data sets. Equal data sets get different clips."""
+    each = count // len(variants)
+    return [LatentCache(data, *encode_clips(vae, data, each, seed, device, first=i * each))
+            for i, data in enumerate(variants)]
 
 
 def latent_cache(path, vae, variants, settings, seed, world):
