@@ -471,6 +471,15 @@ def test_a_model_keeps_what_its_guidance_compares_with(tmp_path):
     assert not torch.allclose(*videos)
 
 
+def test_equal_data_sets_get_different_clips():
+    """Or a share of one half for a kind of clip would repeat a quarter of the clips. A single set is as ever."""
+    data, vae = MovingDigits(*draw_digits(100, 0), SMALL.model.data), ToyModel(SMALL.model).vae
+    first, second = encode_variants(vae, [data, data], 16, 0, "cpu")
+    assert first.scenes != second.scenes and not torch.equal(first.latents, second.latents)
+    alone, = encode_variants(vae, [data], 8, 0, "cpu")
+    assert alone.scenes == first.scenes and torch.equal(alone.latents, first.latents)
+
+
 def test_several_kinds_of_clips_in_one_training(tmp_path):
     """Sizes, lengths and frame rates in turn, about as many tokens in each batch, each with its own fps."""
     kinds = ((9, 32, 16.0), (5, 40, 16.0), (1, 56, 16.0), (9, 32, 32.0))

@@ -29,7 +29,7 @@ RUNS = {"toy": "**the default**", "toy1": "the default, seed 1", "toy2": "the de
         "before2": "twice the steps, 0.2's recipe"}
 BUDGETS = {"recipe of today": ("third", "toy", "long"),
            "recipe of 0.3": ("release03_third", "release03", "release03_long"),
-           "recipe of 0.2": ("before", "before2")}
+           "recipe of 0.2": ("before", "before2"), "64x64, two digits": ("large",)}
 DECODERS = {"timestep-conditioned": "before", "without t": "plain"}
 # Chapter -> the lessons that show it, and the assignments that let the learner write it.
 TAUGHT = {"patchify": ("02", "A2"), "flow": ("01", "A1"), "layers": ("06 07", "A3"),
@@ -132,9 +132,9 @@ def conditions_tables():
         f"The PSNR of the clips' own reconstructions is {psnr:.1f} dB."])
 
 
-def claims_text():
-    """The ablations' verdicts, and what they took."""
-    folder = RESULTS / "claims"
+def claims_text(name):
+    """The ablations' verdicts in a folder of docs/results, and what they took."""
+    folder = RESULTS / name
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/seed*/report.json"))]
     asked = json.loads((folder / "asked.json").read_text())
     spent = {stage: [minutes(run) for run in runs if run["stage"] == stage]
@@ -183,11 +183,12 @@ def chapters_table():
 
 def tables():
     """Marker in README.md or a page of docs -> Markdown."""
-    few = results_table(["toy", "long"], list(COLUMNS)[:5])
+    few = results_table(["toy", "long", "large"], list(COLUMNS)[:5])
     commands = [f"- {label}: `{report(name)['command']}`" for name, label in RUNS.items()]
     return {"expect": re.sub(" --out [^`]+", "", few), "chapters": chapters_table(),
             "results": results_table(RUNS, list(COLUMNS)[1:]) + "\n\n" + "\n".join(commands),
-            "conditions": conditions_tables(), "decoder": decoder_table(), "claims": claims_text(),
+            "conditions": conditions_tables(), "decoder": decoder_table(),
+            "claims": claims_text("claims"), "rope": claims_text("rope"),
             "bench": bench_text(), "gpu": gpu_text(), "shapes": shapes.text(report("shapes"))}
 
 

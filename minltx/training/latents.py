@@ -51,8 +51,8 @@ def read_vae(path, config):
 
 @torch.no_grad()
 def encode_clips(vae, data, count, seed, device, held_out=False, first=0):
-    """`count` clips -> latents before normalisation (count, C, f, h, w), and their scenes. first: which
-    random numbers the clips have; those from 0 to 10 and from 10 to 20 have nothing in common."""
+    """`count` clips -> latents before normalisation (count, C, f, h, w), and their scenes. first:
+    where their random numbers start; calls whose ranges from `first` to `first + count` are apart share none."""
     latents, scenes, several = [], [], clips_at_once(64, data)
     for start in tqdm(range(0, count, several), desc="latents", disable=None):
         video, some = data.batch(min(several, count - start), rng(seed, LATENTS, first + start), held_out)
@@ -120,12 +120,13 @@ def check_latents(path, variants, settings, seed):
 
 def source_of(variants, settings, seed):
     """The part of a file's mark that describes the clips."""
-    return [settings.latents, seed, [contents(data, seed) for data in variants]]
+    each = settings.latents // len(variants)
+    return [settings.latents, seed, [contents(data, seed, i * each) for i, data in enumerate(variants)]]
 
 
-def contents(data, seed):
+def contents(data, seed, first):
     """A data set's fingerprint: the shape of its clips, their captions, the brightness of some of them."""
-    video, scenes = data.batch(clips_at_once(16, data), rng(seed, LATENTS, 0))
+    video, scenes = data.batch(clips_at_once(16, data), rng(seed, LATENTS, first))
     captions = [describe(scene) for scene in scenes]
     if isinstance(data, ClipFolder):
         captions += [f"{clip.path.name} {clip.frames} {clip.caption}" for clip in data.clips]

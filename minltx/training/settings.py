@@ -98,8 +98,8 @@ TOY = Settings(model=ModelConfig(
 WITH_NULL = replace(TOY, model=replace(TOY.model, negative="nothing"), motion_captions=0.0, time_offset=0.0)
 
 # 64x64 and two digits, from the shipped model's weights: its encoder stays, its decoder gets used to larger
-# frames, and the transformer learns from several sizes and numbers of digits in turn, half of the time from
-# what is asked for.
+# frames, and the transformer learns from several sizes and numbers of digits in turn. Half of its steps have
+# clips of the target: 64x64 with two digits.
 LARGE = replace(WITH_NULL, start="shipped", freeze_encoder=True, loss=replace(TOY.loss, foreground=0.0),
                 model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=2),
                               shapes=((17, 64, 64), (17, 72, 72), (17, 32, 32))),
