@@ -3,7 +3,7 @@
     python train_tiny.py                          the default toy, about eleven minutes on two CPU cores
     python train_tiny.py --digits mnist           handwritten digits, downloaded; or --digits FOLDER
     python train_tiny.py --world texture          digits over a moving photograph; or --photos FOLDER
-    python train_tiny.py --preset large           64x64, 17 frames, two digits, 43 minutes
+    python train_tiny.py --preset large           64x64, 17 frames, two digits, an hour
     python train_tiny.py --resume                 go on from the last checkpoint in --out
 """
 

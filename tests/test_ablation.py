@@ -126,23 +126,24 @@ def test_references_are_shared_and_a_grid_is_a_product():
     assert ablation.plan(stages, 1, grid=True)[0][-1][2] == "both"
 
 
-def test_the_stored_claims_count_as_done_and_their_table_is_recounted():
+@pytest.mark.parametrize("folder, at_least, seeds", [(CLAIMS, 12, 3), (CLAIMS.with_name("rope"), 1, 5)])
+def test_the_stored_claims_count_as_done_and_their_table_is_recounted(folder, at_least, seeds):
     """The reports are older than the names of today's fields and levels; the verdicts follow from them."""
-    asked = json.loads((CLAIMS / "asked.json").read_text())
+    asked = json.loads((folder / "asked.json").read_text())
     chosen = dict(map(switches.parse_switch, asked["switches"]))
     rows, runs = ablation.plan(chosen, asked["seeds"], asked["grid"])
-    assert len(chosen) >= 12 and asked["seeds"] >= 3
-    found = verdicts.read(CLAIMS, rows)                            # of some rows more seeds than asked for
+    assert len(chosen) >= at_least and asked["seeds"] >= seeds
+    found = verdicts.read(folder, rows)                            # of some rows more seeds than asked for
     kept = {verdicts.folder_of(*row, seed) for row in rows for seed in range(len(found[row[:2]]))}
-    assert kept >= {*runs} and len(kept) == len(list(CLAIMS.glob("*/*/seed*/report.json")))
+    assert kept >= {*runs} and len(kept) == len(list(folder.glob("*/*/seed*/report.json")))
     for where, (_, _, stage, idea, seed) in runs.items():
-        assert ablation.is_done(CLAIMS / where, idea, switches.LENGTH[stage])
-        report = json.loads((CLAIMS / where / "report.json").read_text())
+        assert ablation.is_done(folder / where, idea, switches.LENGTH[stage])
+        report = json.loads((folder / where / "report.json").read_text())
         settings = switches.settings_for(idea, stage, report["budget"] / report["step_cost"])
         assert stored(settings) == from_stored(report["settings"])[0] and report["seed"] == seed
-    lines = verdicts.collect(CLAIMS, rows)
-    assert verdicts.markdown(lines, chosen) == (CLAIMS / "table.md").read_text()
-    with open(CLAIMS / "table.csv") as file:
+    lines = verdicts.collect(folder, rows)
+    assert verdicts.markdown(lines, chosen) == (folder / "table.md").read_text()
+    with open(folder / "table.csv") as file:
         assert [line["values"] for line in csv.DictReader(file)] == \
             [" ".join(map(repr, line["values"])) for line in lines]
 

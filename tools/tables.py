@@ -25,11 +25,12 @@ RUNS = {"toy": "**the default**", "toy1": "the default, seed 1", "toy2": "the de
         "mnist": "the default on real MNIST, one thread", "large": "64x64, two digits, from the shipped model",
         "release03": "the default, 0.3's recipe", "release03_1": "the same, seed 1, one thread",
         "release03_2": "the same, seed 2, one thread", "release03_third": "a third of the steps, 0.3's recipe",
-        "release03_long": "three times the steps, 0.3's recipe", "before": "the default, 0.2's recipe",
+        "release03_long": "three times the steps, 0.3's recipe",
+        "release03_large": "64x64, two digits, 0.3's recipe", "before": "the default, 0.2's recipe",
         "before2": "twice the steps, 0.2's recipe"}
 BUDGETS = {"recipe of today": ("third", "toy", "long"),
            "recipe of 0.3": ("release03_third", "release03", "release03_long"),
-           "recipe of 0.2": ("before", "before2"), "64x64, two digits": ("large",)}
+           "recipe of 0.2": ("before", "before2")}
 DECODERS = {"timestep-conditioned": "before", "without t": "plain"}
 # Chapter -> the lessons that show it, and the assignments that let the learner write it.
 TAUGHT = {"patchify": ("02", "A2"), "flow": ("01", "A1"), "layers": ("06 07", "A3"),
