@@ -79,10 +79,10 @@ def test_two_digits_never_cover_each_other(digits, monkeypatch):
     assert places.min() < 20 and places.max() > 44 and (places.std(0) > 8).all()
 
 
-@pytest.mark.parametrize("digits_in_a_clip, digit_size, still", [(2, 22, False), (2, 22, True), (3, 12, False)])
-def test_digits_are_named_from_left_to_right(digits, digits_in_a_clip, digit_size, still):
+@pytest.mark.parametrize("count, digit_size, still", [(2, 22, False), (2, 22, True), (3, 12, False)])
+def test_digits_are_named_from_left_to_right(digits, count, digit_size, still):
     """In the first frame the centres of the light of each colour are in the order of the caption."""
-    data = MovingDigits(*digits, DataConfig(digits=digits_in_a_clip, size=64, digit_size=digit_size))
+    data = MovingDigits(*digits, DataConfig(digits=count, size=64, digit_size=digit_size))
     scenes = data.choose(400, torch.Generator().manual_seed(0))
     scenes = [s for s in scenes if {x.colour for x in s} <= {"red", "green", "blue"}]    # a channel each
     assert len(scenes) > 5

@@ -384,4 +384,5 @@ def test_the_default_meets_its_bar(name):
     assert text["colour"] >= 0.98 and text["direction"] >= 0.95
     assert image["direction"] >= 0.95 and image["first_frame_psnr"] > image["vae_first_frame_psnr"] - 1.5
     assert vae["psnr"] >= 26 and abs(vae["motion_ratio"] - 1) <= 0.1
-    assert tables.minutes(report) <= 12 and report["dit"]["prompts"] >= 200
+    most = 23 if " 1 threads" in report["hardware"] else 12         # two threads take 0.53 times as long
+    assert tables.minutes(report) <= most and report["dit"]["prompts"] >= 200

@@ -472,7 +472,7 @@ def test_a_model_keeps_what_its_guidance_compares_with(tmp_path):
 
 
 def test_equal_data_sets_get_different_clips():
-    """Or a share of one half for a kind of clip would repeat a quarter of the clips. A single set is as ever."""
+    """So naming a kind twice gives it more clips, not the same ones again. A single set is as before."""
     data, vae = MovingDigits(*draw_digits(100, 0), SMALL.model.data), ToyModel(SMALL.model).vae
     first, second = encode_variants(vae, [data, data], 16, 0, "cpu")
     assert first.scenes != second.scenes and not torch.equal(first.latents, second.latents)

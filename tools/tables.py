@@ -22,9 +22,11 @@ DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
 RUNS = {"toy": "**the default**", "toy1": "the default, seed 1", "toy2": "the default, seed 2",
         "third": "a third of the steps, one thread", "long": "the shipped model: three times the steps",
-        "mnist": "the default on real MNIST, one thread", "large": "64x64, two digits, from the shipped model",
+        "mnist": "the default on real MNIST, one thread",
+        "large": "64x64, two digits, from the shipped model",
         "release03": "the default, 0.3's recipe", "release03_1": "the same, seed 1, one thread",
-        "release03_2": "the same, seed 2, one thread", "release03_third": "a third of the steps, 0.3's recipe",
+        "release03_2": "the same, seed 2, one thread",
+        "release03_third": "a third of the steps, 0.3's recipe",
         "release03_long": "three times the steps, 0.3's recipe",
         "release03_large": "64x64, two digits, 0.3's recipe", "before": "the default, 0.2's recipe",
         "before2": "twice the steps, 0.2's recipe"}

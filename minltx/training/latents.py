@@ -51,8 +51,8 @@ def read_vae(path, config):
 
 @torch.no_grad()
 def encode_clips(vae, data, count, seed, device, held_out=False, first=0):
-    """`count` clips -> latents before normalisation (count, C, f, h, w), and their scenes. first:
-    where their random numbers start; calls whose ranges from `first` to `first + count` are apart share none."""
+    """`count` clips -> latents before normalisation (count, C, f, h, w), and their scenes. Calls whose ranges
+    from `first` to `first + count` are apart share no random numbers."""
     latents, scenes, several = [], [], clips_at_once(64, data)
     for start in tqdm(range(0, count, several), desc="latents", disable=None):
         video, some = data.batch(min(several, count - start), rng(seed, LATENTS, first + start), held_out)
@@ -62,10 +62,9 @@ def encode_clips(vae, data, count, seed, device, held_out=False, first=0):
 
 
 def encode_variants(vae, variants, count, seed, device):
-    """`count` clips in all -> a LatentCache for each of the data sets. Equal data sets get different clips."""
-    each = count // len(variants)
-    return [LatentCache(data, *encode_clips(vae, data, each, seed, device, first=i * each))
-            for i, data in enumerate(variants)]
+    """`count` clips in all -> a LatentCache for each of the data sets; equal ones get different clips."""
+    return [LatentCache(data, *encode_clips(vae, data, count // len(variants), seed, device, first=first))
+            for data, first in zip(variants, range(0, count, count // len(variants)))]
 
 
 def latent_cache(path, vae, variants, settings, seed, world):
@@ -89,8 +88,7 @@ def latent_cache(path, vae, variants, settings, seed, world):
         raise ValueError(f"{path} holds the latents of other clips or of another autoencoder: "
                          "name another file with --latents")
     try:
-        count = settings.latents // len(variants)
-        return [stored_cache(vae, data, count, *view)
+        return [stored_cache(vae, data, settings.latents // len(variants), *view)
                 for data, view in zip(variants, stored["views"], strict=True)]
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds other latents than it says ({error}): remove it") from None
@@ -120,8 +118,8 @@ def check_latents(path, variants, settings, seed):
 
 def source_of(variants, settings, seed):
     """The part of a file's mark that describes the clips."""
-    each = settings.latents // len(variants)
-    return [settings.latents, seed, [contents(data, seed, i * each) for i, data in enumerate(variants)]]
+    return [settings.latents, seed, [contents(data, seed, i * (settings.latents // len(variants)))
+                                     for i, data in enumerate(variants)]]
 
 
 def contents(data, seed, first):
