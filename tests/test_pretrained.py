@@ -557,8 +557,9 @@ def test_the_shipped_toy_as_an_official_file(tmp_path):
 
 def same_toy(toy, model):
     """The loaded model samples the toy's video, and knows by itself how."""
-    text, null = toy.embed(["a red 7 moving left"]), toy.embed([""])
-    assert torch.equal(model.generate(text, null, [3]), toy.generate(["a red 7 moving left"], [3]))
+    captions = ["a red 7 moving left"]
+    text, negative = toy.embed(captions), toy.embed(toy.negative(captions))
+    assert torch.equal(model.generate(text, negative, [3]), toy.generate(captions, [3]))
 
 
 @torch.no_grad()
