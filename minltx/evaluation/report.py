@@ -24,7 +24,7 @@ from minltx.toy.model import GUIDANCE
 from minltx.video.files import save_video
 from minltx.video.plots import save_curves
 
-STEPS = 10          # of the sampler: as good as the toy's 20 (docs/experiments.md), in half the time
+STEPS = 10          # of the sampler: as good as 20 on 32x32, but not on 64x64 (docs/experiments.md)
 ZERO_LOSS = 2.0     # of the velocity 0: the variance of noise - x0, of two independent normals
 NOISE = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3)    # degrees of noise at which the decoder is judged
 
