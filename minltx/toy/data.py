@@ -2,10 +2,10 @@
 
 A clip shows one or two coloured digits that drift in a straight line over black, and its caption says so:
 "a red 7 moving left", "a red 7 moving left and a blue 3 moving up". Two digits never cover each other. They
-are named from left to right, as the clip begins, so a place in the frame tells which of them is meant. A
-still image is a clip of one frame with the caption "a red 7". Everything follows from a seed. The digits are
-drawn from the fonts that come with matplotlib, bent a little differently each time; real ones are in
-`minltx.toy.mnist`.
+are named from the upper left to the lower right (by x + y, as the clip begins), so a place in the frame tells
+which of them is meant. A still image is a clip of one frame with the caption "a red 7". Everything follows
+from a seed. The digits are drawn from the fonts that come with matplotlib, bent a little differently each
+time; real ones are in `minltx.toy.mnist`.
 
 One combination of digit, colour and direction in six is never shown in training, so that a prompt can ask
 for something new.
@@ -200,7 +200,7 @@ class MovingDigits:
     def place(self, travel, generator):
         """Where digits are in every frame: travel (B, K, 2), pixels over the clip -> centres (B, K, F, 2).
 
-        Inside the frame, from left to right in the first one, and apart: a clip in which the squares around
+        Inside the frame, by increasing x + y in the first one, and apart: a clip in which the squares around
         two digits overlap in any frame gets new places. Raises ValueError if there seems to be no room."""
         c = self.config
         room = c.size - c.digit_size - travel.abs()                                       # (B, K, 2)
@@ -208,11 +208,12 @@ class MovingDigits:
         start, bad = torch.empty_like(travel), torch.ones(len(travel), dtype=torch.bool)
         for _ in range(1000):
             places = torch.rand(*travel[bad].shape, generator=generator)                  # (bad, K, 2)
-            places[..., 0] = places[..., 0].sort(1).values      # mostly from left to right
+            order = places.sum(-1, keepdim=True).argsort(dim=1)                           # (bad, K, 1)
+            places = places.gather(1, order.expand_as(places))      # so that most pass the last test below
             start[bad] = c.digit_size / 2 + room[bad] * places - travel[bad].clamp(max=0)
             centres = start[:, :, None] + path
             gaps = (centres[:, :, None] - centres[:, None]).abs().amax(-1).amin(-1)       # (B, K, K)
-            bad = (gaps < c.digit_size + 3).triu(1).any((1, 2)) | (start[..., 0].diff(dim=1) < 0).any(1)
+            bad = (gaps < c.digit_size + 3).triu(1).any((1, 2)) | (start.sum(-1).diff(dim=1) < 0).any(1)
             if not bad.any():
                 return centres
         raise ValueError(f"{travel.shape[1]} digits of {c.digit_size} pixels do not find room in a frame of "
