@@ -98,13 +98,13 @@ TOY = Settings(model=ModelConfig(
 WITH_NULL = replace(TOY, model=replace(TOY.model, negative="nothing"), motion_captions=0.0, time_offset=0.0)
 
 # 64x64 and two digits, from the shipped model's weights: its encoder stays, its decoder gets used to larger
-# frames, and the transformer learns from several sizes and numbers of digits in turn. Half of its steps have
-# clips of the target: 64x64 with two digits.
+# frames, and the transformer learns from several sizes and numbers of digits in turn. Two thirds of its steps
+# have clips of the target: 64x64 with two digits.
 LARGE = replace(WITH_NULL, start="shipped", freeze_encoder=True, loss=replace(TOY.loss, foreground=0.0),
                 model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=2),
                               shapes=((17, 64, 64), (17, 72, 72), (17, 32, 32))),
-                vae_phases=((9, 6, 100), (17, 4, 300)), latents=12000, dit_batch=24, dit_steps=2800,
-                clip_variants=((17, 64, 16.0, 2), (17, 64, 16.0, 2), (17, 72, 16.0, 2), (17, 32, 16.0, 1)))
+                vae_phases=((9, 6, 100), (17, 4, 300)), latents=12000, dit_batch=24, dit_steps=2700,
+                clip_variants=4 * ((17, 64, 16.0, 2),) + ((17, 72, 16.0, 2), (17, 32, 16.0, 1)))
 
 # 64x64 for a folder of clips, from random weights.
 CLIPS = replace(WITH_NULL, model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=0)),
