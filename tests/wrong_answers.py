@@ -6,6 +6,7 @@ Then only a description of the difference may be given. test_checks.py judges th
 
 WRONG = {
     "A1.1": [
+        ("lambda x0, noise, t: x0 + along(t.clamp(0.001, 0.999), x0) * (noise - x0)", "times 0 and 1"),
         ("lambda x0, noise, t: (1 - t.view(-1, *[1] * (x0.ndim - 1))) * noise + t.view(-1, *[1] * "
          "(x0.ndim - 1)) * x0", "runs the other way"),
         ("lambda x0, noise, t: torch.lerp(noise, x0, along(t, x0))", "runs the other way"),
@@ -45,6 +46,7 @@ WRONG = {
         ("lambda x0, noise: None", "is the return missing"),
     ],
     "A1.3": [
+        ("lambda z, v, t: z - along(t.clamp(0.001, 0.999), z) * v", "times 0 and 1"),
         ("lambda z, v, t: z + along(t, z) * v", "walk back"),
         ("lambda z, v, t: z - v", "whole step"),
         ("lambda z, v, t: z - (1 - along(t, z)) * v", "not 1 - t"),
@@ -79,6 +81,7 @@ WRONG = {
          "keepdim=True"),
     ],
     "A1.5": [
+        ("lambda t, tokens: torch.sigmoid(torch.logit(t.clamp(min=1e-3)) + shift_mu(tokens))", None),
         ("lambda t, tokens: torch.sigmoid(torch.logit(t)) + shift_mu(tokens)", "not to t itself"),
         ("lambda t, tokens: torch.sigmoid(torch.logit(t) - shift_mu(tokens))", "towards data"),
         ("lambda t, tokens: t * math.exp(shift_mu(tokens))", "not t itself"),
@@ -92,6 +95,10 @@ WRONG = {
         ("lambda t, tokens: torch.sigmoid(torch.logit(t) + shift_mu(1024))", None),
     ],
     "A1.6": [
+        ("def answer(velocity, z, schedule):\n"
+         "    for a, b in zip(schedule[:-1], schedule[1:]):\n"
+         "        z = z + velocity(z, a.expand(len(z))).mul_(b - a)\n"
+         "    return z\n", "RuntimeError"),
         ("def answer(velocity, z, schedule):\n"
          "    for t, s in zip(schedule, schedule[1:]):\n"
          "        z = z + (t - s) * velocity(z, t.expand(len(z)))\n"
@@ -143,6 +150,8 @@ WRONG = {
          "    return z\n", "not on a GPU"),
     ],
     "A1.7": [
+        ("lambda f, x0, n, t: (f(x0.lerp(n, t.clamp(0.001, 0.999)[:, None]), t.clamp(0.001, 0.999))\n"
+         "                      - (n - x0)).square().mean()", None),
         ("lambda net, x0, noise, t: F.mse_loss(net(interpolate(noise, x0, t), t), noise - x0)", "one error"),
         ("lambda net, x0, noise, t: F.l1_loss(net(interpolate(x0, noise, t), t), noise - x0)", "absolute"),
         ("lambda net, x0, noise, t: F.mse_loss(net(interpolate(x0, noise, t), 1 - t), noise - x0)",
@@ -368,11 +377,13 @@ WRONG = {
         ("lambda q, k, v, m: scores(q, k).masked_fill(m[:, None] == 0, "
          "-math.inf).softmax(-1).nan_to_num() @ v", "without any word must"),
         ("lambda q, k, v, m: scores(q, k).masked_fill(m[:, None] == 0, -1e4).softmax(-1) @ v",
-         "do not replace"),
+         "or replacing it"),
         ("lambda q, k, v, m: scores(q, k).masked_fill(m[:, None] == 0, -1e9).softmax(-1) @ v",
-         "do not replace"),
+         "or replacing it"),
     ],
     "A4.1": [
+        ("lambda v_null, v_text, scale: v_null + int(scale) * (v_text - v_null)", "a fraction"),
+        ("lambda v_null, v_text, scale: v_null + round(scale) * (v_text - v_null)", "a fraction"),
         ("lambda a, b, s: b + s * (b - a)", "start from v_null"),
         ("lambda a, b, s: b + s * (a - b)", "not from v_text"),
         ("lambda a, b, s: a + s * b", "difference"),
@@ -386,6 +397,8 @@ WRONG = {
         ("lambda a, b, s: a + 3 * (b - a)", None),
     ],
     "A4.2": [
+        ("lambda t, strength: ((1 - strength).clamp(max=t)[..., 0], t - (1 - strength) < 1e-5)",
+         "tolerance is"),
         ("lambda t, s: ((1 - s).clamp(max=t)[..., 0], 1 - s < t)", "from its own time on"),
         ("lambda t, s: (s.clamp(max=t)[..., 0], t - 1e-6 < s)", "1 - strength"),
         ("lambda t, s: (torch.full_like(s, t)[..., 0], t - 1e-6 < 1 - s)", "its own time"),
@@ -403,6 +416,17 @@ WRONG = {
         ("lambda t, s: ((1 - s)[..., 0], t - 1e-6 < 1 - s)", "smaller of"),
     ],
     "A4.3": [
+        ("def answer(velocity, z, schedule, strength):\n"
+         "    own = 1 - strength\n"
+         "    for a, b in zip(schedule.tolist(), schedule.tolist()[1:]):\n"
+         "        z = torch.where(a <= own, z + velocity(z, own.clamp(max=a)[..., 0]) * (b - a), z)\n"
+         "    return z\n", None),
+        ("def answer(velocity, z, schedule, strength):\n"
+         "    own = 1 - strength\n"
+         "    for a, b in zip(schedule.tolist(), schedule.tolist()[1:]):\n"
+         "        v = velocity(z, own.clamp(max=a)[..., 0]).mul_(b - a)\n"
+         "        z = torch.where(a - own < 1e-6, z + v, z)\n"
+         "    return z\n", "RuntimeError"),
         ("def answer(velocity, z, schedule, strength):\n"
          "    for t, n in zip(schedule[:-1].tolist(), schedule[1:].tolist()):\n"
          "        own, moves = token_times(t, strength)\n"
@@ -451,6 +475,9 @@ WRONG = {
          "    return z\n", "argument z in place"),
     ],
     "A4.4": [
+        ("def answer(steps, tokens):\n"
+         "    t = torch.arange(1, 0, -1 / steps, dtype=torch.float64)\n"
+         "    return torch.cat([shift_times(t, tokens, 0.1), t.new_zeros(1)]).float()\n", "linspace"),
         ("lambda n, N: torch.linspace(1, 0, n + 1)", "shift is missing"),
         ("lambda n, N: torch.linspace(0, 1, n + 1)", None),
         ("lambda n, N: shift_times(torch.linspace(1, 1 / n, n), N, terminal=0.1)", "append it"),
@@ -466,6 +493,8 @@ WRONG = {
          None),
     ],
     "A4.5": [
+        ("lambda s, t: torch.cat([s.new_tensor([round(t, 4)]), s[s < t - 1e-6]])", "not rounded"),
+        ("lambda s, t: torch.cat([s.new_tensor([t]), s[s < t - 1e-5]])", None),
         ("lambda s, t: s[s < t]", "start at t itself"),
         ("lambda s, t: s[s <= t]", "start at t itself"),
         ("lambda s, t: torch.cat([s.new_tensor([t]), s[s <= t]])", "only once"),
@@ -518,6 +547,13 @@ WRONG = {
          "T975[len(a) - 1]))", "another order"),
     ],
     "A5.2": [
+        ("def answer(p):\n"
+         "    order, n = sorted(range(len(p)), key=p.__getitem__), len(p)\n"
+         "    raw = [min(1.0, p[k] * (n - i)) for i, k in enumerate(order)]\n"
+         "    out = [0.0] * n\n"
+         "    for i, k in enumerate(order):\n"
+         "        out[k] = max(raw[i], raw[i - 1]) if i else raw[0]\n"
+         "    return out\n", "largest so far"),
         ("lambda p: [min(1.0, len(p) * x) for x in p]", "Bonferroni"),
         ("lambda p: p", "not corrected"),
         ("lambda p: [min(1.0, (len(p) - i) * x) for i, x in enumerate(p)]", "sort first"),
@@ -544,6 +580,9 @@ WRONG = {
         ("lambda p: [min(1.0, (len(p) - i) * x) for i, x in enumerate(p.sort())]", "argument p in place"),
     ],
     "A5.3": [
+        ("def answer(low, high, more):\n"
+         "    low, high = (low, high) if more else (-high, -low)\n"
+         "    return 'holds' if low > 0.01 else 'does not' if high < -0.01 else 'cannot be told'\n", None),
         ("lambda low, high, more: 'holds' if low > 0 else 'does not' if high < 0 else 'cannot be told'",
          "less is better"),
         ("lambda low, high, more: 'holds' if (low + high > 0) == more else 'does not'", "both ends"),

@@ -219,7 +219,8 @@ def is_own(task, file, name):
         return True
     if task.startswith("A5.") and path.parent.name == "ablation":
         return True
-    return path.name == "questions.py" and name not in ("field", "per_token", "per_token_strictly")
+    return path.name == "questions.py" and name not in (
+        "field", "first_time", "per_token", "per_token_strictly")
 
 
 @contextmanager
@@ -262,7 +263,8 @@ def verdict(task, calls, outcomes):
             known = hint(c, calls[:before], outcomes[:before])
             return known or f"{in_common(c, outcomes[:before], rights)}{problem}, {where}"
         if number <= 2 * before and not outcome["error"]:
-            return f"the first calls were correct, and then: {problem}, {where}. Does it keep old values?"
+            return (f"the first calls were correct, and then: {problem}, {where}. Does it keep old values, "
+                    "or is it wrong for some values only?")
         return f"{problem}, {where}"
     return None
 
@@ -369,8 +371,12 @@ def difference(answer, expected, tolerance):
         return f"expected {expected.dtype}, got {answer.dtype}"
     off = ~torch.isclose(answer.double(), expected.double(), tolerance, tolerance, equal_nan=True)
     index = tuple(off.nonzero()[0].tolist())
-    return (f"{off.sum()} of {off.numel()} values are wrong; at index {index} expected "
-            f"{expected[index].item():.4g}, got {answer[index].item():.4g}")
+    pair = expected[index].item(), answer[index].item()
+    shown = next((s for s in ([f"{x:.{n}g}" for x in pair] for n in (4, 7)) if s[0] != s[1]), pair)
+    if expected.dtype == torch.bool:
+        shown = pair
+    return (f"{off.sum()} of {off.numel()} values are wrong; at index {index} expected {shown[0]}, "
+            f"got {shown[1]}")
 
 
 def kind_of(value):

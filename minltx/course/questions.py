@@ -45,9 +45,15 @@ along = flow.expand_like
 
 def clips_and_times(g):
     """Latents (B, C, f, h, w), points (B, 2), tokens in a batch of one, numbers (B,): two of each, and times
-    (B,). In the first, B is also the size of other axes, so that t broadcasts along a wrong one."""
+    (B,), also both ends. In the first, B is also the size of other axes, so that t broadcasts along a wrong
+    one."""
     shapes = (3, 3, 2, 3, 3), (5, 2), (1, 6, 4), (4,)
-    return [(normal(g, *shape), normal(g, *shape), uniform(g, shape[0])) for shape in shapes]
+    return [(normal(g, *shape), normal(g, *shape), with_ends(uniform(g, shape[0]))) for shape in shapes]
+
+
+def with_ends(t):
+    """Times (B,), of which two are 0 and 1 if there are more than three."""
+    return torch.cat([t[:2], t.new_tensor([0.0, 1.0]), t[4:]]) if len(t) > 3 else t
 
 
 def tokens_that_count(g):
@@ -78,6 +84,11 @@ def field(z, t):
     return torch.sin(3 * z) + torch.cat([z, t[:, None]], dim=1)[:, -1:]
 
 
+def first_time(z, t):
+    """A velocity that is the first time everywhere, as a view: whoever writes into it gets an error."""
+    return t.flatten()[:1].expand_as(z)
+
+
 def euler_with(step):
     """Euler's method with another step: step(velocity, z, t, t_next)."""
     def run(velocity, z, schedule):
@@ -105,6 +116,8 @@ def square_of_mean(d):
     return d.mean().square()
 
 
+INSIDE = "the times 0 and 1 are on the path too: do not keep t away from them"
+
 A1 = {
     "A1.1": Check("interpolate", 2, flow.interpolate, clips_and_times, {
         "t = 1 is noise and t = 0 is data; your path runs the other way":
@@ -117,7 +130,8 @@ A1 = {
         "one more axis is enough for points, not for latents: t needs as many axes as x0":
             lambda x, n, t: (1 - t[:, None]) * x + t[:, None] * n,
         "every sample has its own time; you used the first one for all":
-            lambda x, n, t: (1 - t[0]) * x + t[0] * n}, (0, 1, 2)),
+            lambda x, n, t: (1 - t[0]) * x + t[0] * n,
+        INSIDE: lambda x0, noise, t: flow.interpolate(x0, noise, t.clamp(0.001, 0.999))}, (0, 1, 2)),
     "A1.2": Check("velocity", 1, flow.velocity, lambda g: [
         (normal(g, *shape), normal(g, *shape)) for shape in ((3, 4, 2), (1, 2), (4,))], {
         "the sign: z = (1 - t) x0 + t noise, so dz/dt = noise - x0": lambda x0, noise: x0 - noise,
@@ -134,7 +148,8 @@ A1 = {
         "v is the velocity, not the noise": lambda z, v, t: (z - along(t, z) * v) / (1 - along(t, z)),
         "append axes of length 1 to t until it has as many axes as z": with_axes(lambda z, v, t: z - t * v),
         "one more axis is enough for points, not for latents: t needs as many axes as z":
-            lambda z, v, t: z - t[:, None] * v}, (0, 1, 2)),
+            lambda z, v, t: z - t[:, None] * v,
+        INSIDE: lambda z, v, t: flow.predict_x0(z, v, t.clamp(0.001, 0.999))}, (0, 1, 2)),
     "A1.4": Check("flow_loss", 2, flow.flow_loss, tokens_that_count, {
         "given tokens are not part of the mean: divide by the sum of the weight, expanded to v's shape":
             lambda v, x, w: ((v - x).square() * w).mean(),
@@ -153,7 +168,7 @@ A1 = {
             lambda v, x, w: ((v - x).square() * w).sum() / w.sum()}, (0, 1)),
     "A1.5": Check("shift_times", 2, flow.shift_times, lambda g: [
         (torch.linspace(1, 0.1, 10), 1024), (torch.linspace(1, 0.05, 20), 80),
-        (0.98 * uniform(g, 7) + 0.01, 6144), (torch.tensor([0.5]), 2304)], {
+        (0.98 * uniform(g, 7) + 0.01, 6144), (torch.tensor([0.5]), 2304), (torch.tensor([1e-4, 2e-3]), 80)], {
         "mu is added to the logit of t, not to t itself": shift_with(lambda t, mu: t + mu),
         "that is still a logit: the sigmoid of it is a time": shift_with(lambda t, mu: torch.logit(t) + mu),
         "the odds t / (1 - t) grow by e^mu, not t itself": shift_with(lambda t, mu: t * math.exp(mu)),
@@ -174,7 +189,8 @@ A1 = {
     "A1.6": Check("euler", 2, sampler.euler, lambda g: [
         (field, normal(g, 4, 3), torch.tensor([1.0, 0.7, 0.45, 0.1, 0.0])),
         (field, normal(g, 1, 2), torch.tensor([0.8, 0.35, 0.2])),
-        (field, normal(g, 2, 2), torch.tensor([0.6]))], {
+        (field, normal(g, 2, 2), torch.tensor([0.6])),
+        (first_time, normal(g, 3, 2), torch.tensor([1.0, 0.5, 0.0]))], {
         "use the velocity at the beginning of the step: evaluate it at t, not at t_next":
             euler_with(lambda v, z, t, s: z + (s - t)[:, None] * v(z, s)),
         "time runs from 1 down to 0, so t_next - t is negative; your steps move away from the data":
@@ -193,7 +209,7 @@ A1 = {
         "the loop returns after its first step: the return belongs after the loop":
             lambda v, z, s: sampler.euler(v, z, s[:2]) if len(s) > 1 else None}, (1,)),
     "A1.7": Check("training_loss", 2, training_loss, lambda g: [
-        (field, normal(g, B, 2), normal(g, B, 2), uniform(g, B)) for B in (6, 1)], {
+        (field, normal(g, B, 2), normal(g, B, 2), with_ends(uniform(g, B))) for B in (6, 1)], {
         "nothing is repaired yet": loss_with(backwards, mean=square_of_mean),
         "one error is left: compare each number before you average, errors of both signs cancel":
             loss_with(flow.interpolate, mean=square_of_mean),
@@ -467,12 +483,14 @@ def zeroed(weights, keep):
 
 
 def captions(g):
-    """Queries, keys, values and masks: captions of several lengths, a full one, one without any word."""
+    """Queries, keys, values and masks: captions of several lengths, a full one, one without any word. In the
+    last, scores are whole numbers and halves, which keep their digits when 10000 is subtracted."""
     found = []
-    for keep in ([[1, 1, 0, 0], [1, 1, 1, 1]], [[1, 0, 1]], [[0, 0, 0, 0, 0], [1, 0, 0, 0, 0]]):
+    for keep in ([[1, 1, 0, 0], [1, 1, 1, 1]], [[1, 0, 1]]):
         keep = torch.tensor(keep, dtype=torch.float32)
         found.append((normal(g, len(keep), 3, 6), *normal(g, 2, *keep.shape, 6), keep))
-    return found
+    keep = torch.tensor([[0, 0, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.float32)
+    return [*found, (normal(g, 2, 3, 4).round(), normal(g, 2, 5, 4).round(), normal(g, 2, 5, 4), keep)]
 
 
 LAYER_NORMS = tuple(lambda x, eps=eps: F.layer_norm(x, x.shape[-1:], eps=eps) for eps in (1e-6, 1e-5))
@@ -564,7 +582,8 @@ A3 = {
         "a caption without any word gives nan: use a bias of -10000, not -inf": without_padding,
         "a caption without any word must give what it gives without a mask: use a bias of -10000":
             lambda *arguments: without_padding(*arguments).nan_to_num(),
-        "add -10000 to a score, do not replace it": masked_with(lambda keep: (keep - 1) * 1e30),
+        "add -10000 to a score: a larger number, or replacing it, makes all words of an empty caption equal":
+            masked_with(lambda keep: (keep - 1) * 1e30),
         "keep itself is not a bias: 0 and 1 hardly change the scores": masked_with(lambda keep: keep),
         "keep is 1 for words and 0 for padding; you masked the words":
             masked_with(lambda keep: -10000.0 * keep),
@@ -581,7 +600,7 @@ A3 = {
 def strengths(g):
     return [(0.6, torch.tensor([1.0, 0.5, 0.2, 0.0, 0.4]).reshape(1, 5, 1).repeat(2, 1, 1)),
             (0.3, uniform(g, 1, 6, 1)), (1.0, torch.zeros(3, 2, 1)), (0.25, torch.ones(1, 1, 1)),
-            *((t, torch.tensor([[[0.4], [0.0]]])) for t in (0.60005, 0.6000005))]
+            *((t, torch.tensor([[[0.4], [0.0]]])) for t in (0.600005, 0.6000005))]
 
 
 def per_token(z, t):
@@ -595,20 +614,28 @@ def per_token_strictly(z, t):
 
 
 def schedules(g):
-    """Schedules that do not contain t, contain it, and contain it except for rounding; one that neither
-    starts at 1 nor ends at 0; a t below all times but the last; a t below all times."""
+    """Schedules that do not contain t, contain it, nearly contain it, and contain it except for rounding; one
+    that neither starts at 1 nor ends at 0; a t below all times but the last; a t below all times."""
     even = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
-    return [(flow.shifted_schedule(8, 2304), 0.6), (even, 0.5), (even - 3e-8, 0.25),
+    return [(flow.shifted_schedule(8, 2304), 0.61234567), (even, 0.5), (even, 0.500005), (even - 3e-8, 0.25),
             (torch.tensor([0.8, 0.6, 0.449, 0.1]), 0.45), (even, 0.1), (torch.tensor([1.0, 0.5, 0.3]), 0.2)]
 
 
 def tokens_and_strengths(g):
-    """The second has no conditions, the third starts late and has another condition in each sample."""
+    """In the first, a token's time is in the schedule but for rounding; the second has no conditions, the
+    third starts late and has another condition in each sample."""
     strength = torch.tensor([1.0, 1.0, 0.4, 0.0, 0.0]).reshape(1, 5, 1)
     other = torch.tensor([[1.0, 0.0], [0.0, 0.7]])[..., None]
-    return [(per_token, normal(g, 2, 5, 3), torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0]), strength),
+    return [(per_token, normal(g, 2, 5, 3), torch.tensor([1.0, 0.6000004, 0.5, 0.2, 0.0]), strength),
             (per_token, normal(g, 1, 4, 2), torch.tensor([1.0, 0.4, 0.0]), torch.zeros(1, 4, 1)),
-            (per_token, normal(g, 2, 2, 3), torch.tensor([0.9, 0.35, 0.3, 0.05]), other)]
+            (per_token, normal(g, 2, 2, 3), torch.tensor([0.9, 0.35, 0.3, 0.05]), other),
+            (first_time, normal(g, 1, 2, 3), torch.tensor([1.0, 0.5, 0.0]), torch.zeros(1, 2, 1))]
+
+
+def arange_schedule(steps, tokens):
+    """A mistake in the schedule: for 49 steps, rounding makes the even times one longer."""
+    t = torch.arange(1, 0, -1 / steps, dtype=torch.float64)
+    return torch.cat([flow.shift_times(t, tokens, 0.1), t.new_zeros(1)]).float()
 
 
 def own_times(t, strength):
@@ -662,14 +689,16 @@ def clips_with_pictures(g):
 A4 = {
     "A4.1": Check("classifier_free_guidance", 2, sampler.classifier_free_guidance,
                   lambda g: [(normal(g, *shape), normal(g, *shape), scale)
-                             for shape, scale in (((2, 4, 3), 3.0), ((1, 1, 2), 1.0), ((1, 3, 1), 0.0),
-                                                  ((2, 1, 1), 12.0))], {
+                             for shape, scale in (((2, 4, 3), 3.5), ((1, 1, 2), 1.0), ((1, 3, 1), 0.0),
+                                                  ((2, 1, 1), 12.25))], {
         "a scale of 1 must give v_text itself: start from v_null": lambda v0, v1, s: v1 + s * (v1 - v0),
         "that steers away from the caption: use v_text - v_null": lambda v0, v1, s: v0 + s * (v0 - v1),
         "that is an average; guidance goes past the caption": lambda v0, v1, s: (v0 + s * v1) / (1 + s),
         "go from v_null to v_text, not from v_text to v_null": lambda v0, v1, s: v1 + s * (v0 - v1),
         "scale the difference of the two, not v_text itself": lambda v0, v1, s: v0 + s * v1,
         "the scale is not used": lambda v0, v1, s: v1,
+        "the scale may be a fraction: do not round it": tuple(
+            lambda v0, v1, s, f=f: v0 + f(s) * (v1 - v0) for f in (int, round)),
         "multiply the difference by scale, not by scale - 1": lambda v0, v1, s: v0 + (s - 1) * (v1 - v0),
         "that is the difference only; add it to v_null": lambda v0, v1, s: s * (v1 - v0)}, (0, 1)),
     "A4.2": Check("token_times", 3, sampler.token_times, strengths, {
@@ -687,6 +716,7 @@ A4 = {
             lambda t, s: (own_times(t, s), torch.ones_like(s, dtype=torch.bool)),
         "times are (B, N), one axis less than strength": lambda t, s: ((1 - s).clamp(max=t), moves(t, s)),
         "also return which tokens move: two results": own_times,
+        "the tolerance is 0.000001; yours is larger": lambda t, s: (own_times(t, s), moves(t - 9e-6, s)),
         "leave a tolerance of 0.000001: 1 - 0.4 and 0.6 differ by rounding": (
             lambda t, s: (own_times(t, s), torch.full_like(s, t, dtype=torch.float64) <= 1 - s.double()),
             lambda t, s: (own_times(t, s), t <= 1 - s), lambda t, s: (own_times(t, s), t < 1 - s))}),
@@ -705,8 +735,11 @@ A4 = {
         "the last step is missing": lambda v, z, times, strength: sampler.euler(v, z, times[:-1], strength),
         "the conditions are not used":
             lambda v, z, schedule, s: sampler.euler(v, z, schedule, torch.zeros_like(s))}, (1,)),
-    "A4.4": Check("shifted_schedule", 2, flow.shifted_schedule, lambda g: [(8, 2304), (20, 80), (1, 500)], {
+    "A4.4": Check("shifted_schedule", 2, flow.shifted_schedule, lambda g: [
+        (8, 2304), (20, 80), (1, 500), (49, 1024)], {
         "the shift is missing: apply `shift_times`": lambda n, N: torch.linspace(1, 0, n + 1),
+        "torch.arange with a fraction is one time too long for some numbers of steps: use torch.linspace":
+            arange_schedule,
         "the last time is 0: append it after the shift": lambda n, N: flow.shifted_schedule(n, N)[:-1],
         "shift only the times from 1 to 1/steps, and append the 0 afterwards":
             lambda n, N: flow.shift_times(torch.linspace(1, 0, n + 1, dtype=torch.float64), N, 0.1).float(),
@@ -719,6 +752,7 @@ A4 = {
         "keep the times below t, not those above": lambda s, t: torch.cat([s[s > t], s.new_tensor([t])]),
         "t itself comes first, and only once": lambda s, t: torch.cat([s.new_tensor([t]), s[s <= t]]),
         "t times the whole schedule gives other times than the model's own": lambda s, t: s * t,
+        "t itself, not rounded": lambda s, t: flow.schedule_from(s, round(t, 4)),
         "a time of the schedule within 0.000001 of t is t itself: leave it out":
             lambda s, t: torch.cat([s.new_tensor([t]), s[s < t]])}),
     "A4.6": Check("image_to_video_loss", 3, image_to_video_loss, clips_with_pictures, {
@@ -784,6 +818,13 @@ def holm_with(factor=lambda rank, n: n - rank, monotone=True, cap=1.0, back=True
     return run
 
 
+def neighbours(p):
+    """A mistake in the running maximum: each product is compared with the one before it only."""
+    raw = holm_with(monotone=False, back=False)(p)
+    largest = [max(pair) for pair in zip(raw, [0.0, *raw])]
+    return [largest[rank] for rank in torch.tensor(p).argsort(stable=True).argsort().tolist()] if p else []
+
+
 def either_way(**mistake):
     """A mistake in Holm's correction, with the running maximum and without it."""
     return holm_with(**mistake), holm_with(**mistake, monotone=False)
@@ -837,11 +878,12 @@ A5 = {
         "divide by the root of n, not by n": interval_with(count=lambda n: n)}),
     "A5.2": Check("holm", 2, holm, lambda g: [
         (uniform(g, 5).mul(0.06).tolist(),), ([0.04, 0.01, 0.03, 0.011],), ([0.2],), ([0.9, 0.8],), ([],),
-        ([0.01, 0.03, 0.01],)], {
+        ([0.01, 0.03, 0.01],), ([0.02, 0.021, 0.022, 0.05],), ([0.0, 0.04],)], {
         "that is Bonferroni: only the smallest p is multiplied by n, the next by n - 1":
             (holm_with(lambda rank, n: n), holm_with(lambda rank, n: n, cap=math.inf)),
         "a larger p must not become smaller than the one before it: keep the largest so far":
-            (holm_with(monotone=False), lambda p: [min(1.0, (len(p) - sorted(p).index(x)) * x) for x in p]),
+            (holm_with(monotone=False), lambda p: [min(1.0, (len(p) - sorted(p).index(x)) * x) for x in p],
+             lambda p: neighbours(p)),
         "a p value is at most 1": either_way(cap=math.inf),
         "return them in the order in which they came, not sorted": either_way(back=False),
         "that is Benjamini and Hochberg's factor; Holm's is n, n - 1, ..., 1":
@@ -852,7 +894,8 @@ A5 = {
         "p values are not corrected": (lambda p: list(p), sorted)}),
     "A5.3": Check("decide", 1, decide, lambda g: [
         (0.5, 2.0, True), (0.5, 2.0, False), (-2.0, -0.5, True), (-2.0, -0.5, False), (-1.0, 3.0, True),
-        (-3.0, 1.0, False), (0.0, 1.0, True), (-1.0, 0.0, True), (0.0, 1.0, False), (-1.0, 0.0, False)], {
+        (-3.0, 1.0, False), (0.0, 1.0, True), (-1.0, 0.0, True), (0.0, 1.0, False), (-1.0, 0.0, False),
+        (0.001, 0.004, True), (-0.004, -0.001, True), (1e-7, 1e-6, True)], {
         "where less is better, a negative difference is the good one": lambda a, b, more: decide(a, b, True),
         "both ends must be on one side of 0":
             lambda a, b, more: "holds" if (a + b > 0) == more else "does not",
