@@ -377,9 +377,9 @@ WRONG = {
         ("lambda q, k, v, m: scores(q, k).masked_fill(m[:, None] == 0, "
          "-math.inf).softmax(-1).nan_to_num() @ v", "without any word must"),
         ("lambda q, k, v, m: scores(q, k).masked_fill(m[:, None] == 0, -1e4).softmax(-1) @ v",
-         "or replacing it"),
+         "instead of the score"),
         ("lambda q, k, v, m: scores(q, k).masked_fill(m[:, None] == 0, -1e9).softmax(-1) @ v",
-         "or replacing it"),
+         "instead of the score"),
     ],
     "A4.1": [
         ("lambda v_null, v_text, scale: v_null + int(scale) * (v_text - v_null)", "a fraction"),

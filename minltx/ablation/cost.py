@@ -9,7 +9,7 @@ from minltx.ablation.paired import FEWEST, FOUND, visible
 from minltx.ablation.runner import seconds
 from minltx.ablation.switches import settings_for
 from minltx.evaluation.digits import train_classifier
-from minltx.evaluation.report import NOISE, STEPS
+from minltx.evaluation.report import NOISE, sampling_steps
 from minltx.toy.data import MovingDigits, caption, load_digits
 
 FEW = 8                             # clips to time
@@ -35,7 +35,8 @@ def seconds_of_the_rest(stage, digits, prompts):
     latent = model.vae.encode(video)[0]
     encode = timed(lambda: model.vae.encode(video)) / FEW
     decode = timed(lambda: model.vae.decode(latent, t)) / FEW
-    sample = timed(lambda: model.generate(words, range(FEW), steps=STEPS)) / FEW
+    steps = sampling_steps(settings.model.data)
+    sample = timed(lambda: model.generate(words, range(FEW), steps=steps)) / FEW
     reconstructions = 128 * (1 + len(NOISE)) * (encode + decode)                   # judge_vae
     generations = prompts * (2 * sample + encode + decode)                         # judge_dit
     judging = {"vae": reconstructions + 512 * encode,

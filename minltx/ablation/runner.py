@@ -28,7 +28,7 @@ from minltx.training.parallel import World
 from minltx.training.run import Run
 from minltx.training.settings import layout_of
 
-JUDGE = "each frame, 10 steps"      # how digits are sampled and read: with other ways nothing is compared
+JUDGE = "each frame, 10 steps"      # how digits of 32x32 are sampled and read: other ways are not compared
 
 
 # --- Compute ----------------------------------------------------------------------------------------------

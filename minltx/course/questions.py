@@ -582,7 +582,8 @@ A3 = {
         "a caption without any word gives nan: use a bias of -10000, not -inf": without_padding,
         "a caption without any word must give what it gives without a mask: use a bias of -10000":
             lambda *arguments: without_padding(*arguments).nan_to_num(),
-        "add -10000 to a score: a larger number, or replacing it, makes all words of an empty caption equal":
+        "add -10000 to a score: with a number of larger size, or instead of the score, all words of an empty "
+        "caption become equal":
             masked_with(lambda keep: (keep - 1) * 1e30),
         "keep itself is not a bias: 0 and 1 hardly change the scores": masked_with(lambda keep: keep),
         "keep is 1 for words and 0 for padding; you masked the words":
@@ -623,7 +624,8 @@ def schedules(g):
 
 def tokens_and_strengths(g):
     """In the first, a token's time is in the schedule but for rounding; the second has no conditions, the
-    third starts late and has another condition in each sample."""
+    third starts late and has another condition in each sample, the fourth's velocity cannot be written
+    into."""
     strength = torch.tensor([1.0, 1.0, 0.4, 0.0, 0.0]).reshape(1, 5, 1)
     other = torch.tensor([[1.0, 0.0], [0.0, 0.7]])[..., None]
     return [(per_token, normal(g, 2, 5, 3), torch.tensor([1.0, 0.6000004, 0.5, 0.2, 0.0]), strength),
@@ -752,7 +754,8 @@ A4 = {
         "keep the times below t, not those above": lambda s, t: torch.cat([s[s > t], s.new_tensor([t])]),
         "t itself comes first, and only once": lambda s, t: torch.cat([s.new_tensor([t]), s[s <= t]]),
         "t times the whole schedule gives other times than the model's own": lambda s, t: s * t,
-        "t itself, not rounded": lambda s, t: flow.schedule_from(s, round(t, 4)),
+        "t itself, not rounded": (lambda s, t: flow.schedule_from(s, round(t, 4)),
+                                  lambda s, t: torch.cat([s.new_tensor([round(t, 4)]), s[s < t - 1e-6]])),
         "a time of the schedule within 0.000001 of t is t itself: leave it out":
             lambda s, t: torch.cat([s.new_tensor([t]), s[s < t]])}),
     "A4.6": Check("image_to_video_loss", 3, image_to_video_loss, clips_with_pictures, {

@@ -21,7 +21,7 @@ from minltx.files import clear_leftovers, put_in_place
 from minltx.toy.data import EVALUATION, describe, rng
 from minltx.video.files import draw_grid, few_colours, save_gif, to_uint8
 
-SAMPLES, STEPS = 4, 10      # prompts, and steps of the sampler
+SAMPLES, STEPS = 4, 10      # prompts, and steps of the sampler: few, but enough to watch
 PARTS = 10                  # samples are drawn after each tenth of a stage
 REFRESH = 5.0               # seconds
 WIDEST, LONGEST = 128, 33   # pixels and frames of a sample on the page
