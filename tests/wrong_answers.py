@@ -59,6 +59,9 @@ WRONG = {
         ("lambda z, v, t: z - t[:, None, None, None, None] * v", "append axes"),
     ],
     "A1.4": [
+        ("def answer(v, target, weight):\n"
+         "    error = (v - target).square() * weight\n"
+         "    return error[error != 0].mean()\n", "without an error"),
         ("lambda v, target, weight: F.mse_loss(v, target)", "every token counts"),
         ("lambda v, target, weight: F.mse_loss(v * weight, target * weight)", "not part of the mean"),
         ("lambda v, target, weight: ((v - target) ** 2 * weight).sum() / weight.sum()",
@@ -229,6 +232,8 @@ WRONG = {
         ("lambda x: F.rms_norm(x.movedim(1, -1), (x.shape[1],)).movedim(-1, 1)", "root is 1e-8"),
     ],
     "A2.5": [
+        ("lambda m, lv: 0.5 * (m ** 2 + lv.clamp(-30, 20).exp() - 1 - lv.clamp(-30, 20)).mean()",
+         "leave out the clamp"),
         ("lambda m, lv: 0.5 * (m ** 2 + lv.exp() - 1 - lv).sum(1).mean()", "not the sum"),
         ("lambda m, lv: -0.5 * (1 + lv - m ** 2 - lv.exp()).sum()", "not the sum"),
         ("lambda m, lv: (m ** 2 + lv.exp() - 1 - lv).mean()", "1/2"),
@@ -278,6 +283,9 @@ WRONG = {
         ("lambda f, fps: (f * 8 - 7).clamp(min=0) // fps", "not //"),
     ],
     "A3.2": [
+        ("def answer(p, n, theta, cache={}):\n"
+         "    f = cache.setdefault(n, [math.pi / 2 * theta ** (j / (n - 1)) for j in range(n)])\n"
+         "    return (2 * p - 1)[:, None] * torch.tensor(f, dtype=p.dtype, device=p.device)\n", None),
         ("lambda p, n, k: (2 * p - 1)[:, None] * k ** (-torch.linspace(0, 1, n)) * math.pi / 2", "descend"),
         ("lambda p, n, k: p[:, None] * k ** torch.linspace(0, 1, n) * math.pi / 2", "[-1, 1]"),
         ("lambda p, n, k: (2 * p - 1)[:, None] * k ** torch.linspace(0, 1, n) * math.pi", "2 times"),
@@ -325,6 +333,11 @@ WRONG = {
         ("lambda x: x * (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()", "do not multiply"),
     ],
     "A3.5": [
+        ("def answer(q, k, v, heads):\n"
+         "    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))\n"
+         "    weights = torch.exp(q @ k.mT / q.shape[-1] ** 0.5)\n"
+         "    weights = weights / weights.sum(-1, keepdim=True)\n"
+         "    return (weights @ v).transpose(1, 2).flatten(2)\n", "infinite"),
         ("lambda q, k, v, h: F.scaled_dot_product_attention(q, k, v)", "own softmax"),
         ("lambda q, k, v, h: join(F.scaled_dot_product_attention(*(heads(x, h) for x in (q, k, v)), "
          "is_causal=True))", None),
@@ -417,6 +430,12 @@ WRONG = {
     ],
     "A4.3": [
         ("def answer(velocity, z, schedule, strength):\n"
+         "    s, own = schedule.tolist(), 1 - strength[..., 0]\n"
+         "    for a, b in zip(s[:-1], s[1:]):\n"
+         "        now, then = own.clamp(max=a), own.clamp(max=b)\n"
+         "        z = z + (then - now)[..., None] * velocity(z, now)\n"
+         "    return z\n", "inside a step"),
+        ("def answer(velocity, z, schedule, strength):\n"
          "    own = 1 - strength\n"
          "    for a, b in zip(schedule.tolist(), schedule.tolist()[1:]):\n"
          "        z = torch.where(a <= own, z + velocity(z, own.clamp(max=a)[..., 0]) * (b - a), z)\n"
@@ -493,6 +512,8 @@ WRONG = {
          None),
     ],
     "A4.5": [
+        ("lambda s, t: s.clone() if t >= s[0] else torch.cat([s.new_tensor([t]), s[s < t - 1e-6]])",
+         "t comes first"),
         ("lambda s, t: torch.cat([s.new_tensor([round(t, 4)]), s[s < t - 1e-6]])", "not rounded"),
         ("lambda s, t: torch.cat([s.new_tensor([t]), s[s < t - 1e-5]])", None),
         ("lambda s, t: s[s < t]", "start at t itself"),
@@ -530,6 +551,16 @@ WRONG = {
          "(1 - g).sum()", "3 times"),
     ],
     "A5.1": [
+        ("def answer(values, reference):\n"
+         "    d = [a - b for a, b in zip(values, reference)]\n"
+         "    half = T975[min(len(d) - 1, 10)] * statistics.stdev(d) / len(d) ** 0.5\n"
+         "    return statistics.mean(d), statistics.mean(d) - half, statistics.mean(d) + half\n",
+         "any number of seeds"),
+        ("def answer(values, reference):\n"
+         "    d = [a - b for a, b in zip(values, reference) if a != b]\n"
+         "    half = T975[len(d) - 1] * statistics.stdev(d) / len(d) ** 0.5\n"
+         "    return statistics.mean(d), statistics.mean(d) - half, statistics.mean(d) + half\n",
+         "is a seed too"),
         ("lambda a, b: interval([x - y for x, y in zip(a, b)], 1.96)", "1.96"),
         ("lambda a, b: interval([y - x for x, y in zip(a, b)], T975[len(a) - 1])", "the sign"),
         ("lambda a, b: interval([x - y for x, y in zip(a, b)], T975[len(a)])", "degrees of freedom"),

@@ -57,10 +57,13 @@ def with_ends(t):
 
 
 def tokens_that_count(g):
-    """Velocities, targets and weights; the samples have different numbers of tokens that count."""
-    return [(normal(g, B, N, C), normal(g, B, N, C),
-             torch.arange(B * N).reshape(B, N, 1).remainder(n).ne(1).float())
-            for B, N, C, n in ((2, 7, 4, 3), (1, 3, 3, 2), (3, 2, 5, 99))]
+    """Velocities, targets and weights; the samples have different numbers of tokens that count, and one of
+    these has no error."""
+    found = [(normal(g, B, N, C), normal(g, B, N, C),
+              torch.arange(B * N).reshape(B, N, 1).remainder(n).ne(1).float())
+             for B, N, C, n in ((2, 7, 4, 3), (1, 3, 3, 2), (3, 2, 5, 99))]
+    found[0][0][0, 0] = found[0][1][0, 0]
+    return found
 
 
 def with_axes(formula):
@@ -153,6 +156,8 @@ A1 = {
     "A1.4": Check("flow_loss", 2, flow.flow_loss, tokens_that_count, {
         "given tokens are not part of the mean: divide by the sum of the weight, expanded to v's shape":
             lambda v, x, w: ((v - x).square() * w).mean(),
+        "a token without an error counts too: divide by the sum of the weight": lambda v, x, w: (
+            lambda e: e[e != 0].mean())((v - x).square() * w),
         "every token counts here: multiply by the weight": lambda v, x, w: (v - x).square().mean(),
         "one mean over the batch, not a mean per sample: samples with few tokens would weigh more":
             lambda v, x, w: (((v - x).square() * w).sum((1, 2)) / w.expand_as(v).sum((1, 2))).mean(),
@@ -345,7 +350,7 @@ A2 = {
     "A2.5": Check("kl_divergence", 2, losses.kl_divergence, lambda g: [
         (normal(g, B, C, *size), normal(g, B, channels, *size))
         for B, C, channels, size in ((2, 4, 4, (2, 2, 2)), (1, 3, 3, (1, 1, 1)), (2, 4, 1, (1, 2, 3)))] + [
-        (normal(g, 1, 2, 1, 1, 2), torch.tensor([5.0, -7.0]).repeat(2).view(1, 2, 1, 1, 2))], {
+        (normal(g, 1, 2, 1, 1, 2), torch.tensor([5.0, -35.0]).repeat(2).view(1, 2, 1, 1, 2))], {
         "a divergence is never negative": lambda m, lv: -0.5 * (m.square() + lv.exp() - 1 - lv).mean(),
         "logvar is already the log of the variance: use exp(logvar), not its square": tuple(
             lambda m, lv, k=k: 0.5 * (m.square() + (2 * lv).exp() - 1 - k * lv).mean() for k in (1, 2)),
@@ -359,6 +364,8 @@ A2 = {
         "logvar is the log of the variance, not the variance: use exp(logvar)":
             (lambda m, lv: 0.5 * (m.square() + lv - 1 - lv.log()).mean(),
              lambda m, lv: 0.5 * (m.square() + lv.square() - 1 - lv).mean()),
+        "logvar has no limits: leave out the clamp":
+            lambda m, lv: losses.kl_divergence(m, lv.clamp(-30, 20)),
         "the mean is squared": lambda m, lv: 0.5 * (m + lv.exp() - 1 - lv).mean()}, (0, 1)),
     "A2.6": Check("noisy_latent", 2, noisy_latent, lambda g: [
         (normal(g, B, 4, *size), normal(g, B, 4, *size), s, normal(g, 4), uniform(g, 4) + 0.5)
@@ -450,6 +457,13 @@ def attend_with(split=split_heads, join=join_heads, scale=lambda q, heads: q.sha
     return run
 
 
+def overflowing(q, k, v, heads):
+    """A mistake: a softmax by hand, without subtracting the largest score."""
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+    weights = (q @ k.mT / q.shape[-1] ** 0.5).exp()
+    return join_heads(weights / weights.sum(-1, keepdim=True) @ v)
+
+
 def attend(q, k, v, heads):
     """(B, N, D) each -> (B, N, D): softmax(q k / sqrt(D / heads)) v in every head."""
     return attend_with()(q, k, v, heads)
@@ -515,7 +529,8 @@ A3 = {
         "the first latent frame covers 1 pixel frame, so the others begin 7 earlier, not 1":
             lambda f, fps: (8 * f - 1).clamp(min=0) / fps}),
     "A3.2": Check("angles_of", 2, angles_of, lambda g: [
-        (uniform(g, 7), 5, 10000.0), (uniform(g, 1), 2, 10.0), (torch.tensor([-0.5, 0.2, 1.4]), 3, 100.0)], {
+        (uniform(g, 7), 5, 10000.0), (uniform(g, 1), 2, 10.0), (torch.tensor([-0.5, 0.2, 1.4]), 3, 100.0),
+        (uniform(g, 2), 5, 100.0)], {
         "positions outside [0, 1] go on: do not clamp": lambda p, *rest: angles_of(p.clamp(0, 1), *rest),
         "positions are first moved to [-1, 1]: 2 p - 1": lambda p, *rest: angles_of((p + 1) / 2, *rest),
         "theta is not always 10000": lambda p, n, theta: angles_of(p, n, 10000.0),
@@ -546,7 +561,7 @@ A3 = {
         **norm_mistakes(-1, "1e-6")}, (0,)),
     "A3.5": Check("attend", 3, attend, lambda g: [
         (*normal(g, 3, 2, 5, 12), 3), (*normal(g, 3, 1, 4, 8), 2), (*normal(g, 3, 2, 1, 6), 3),
-        (*normal(g, 3, 1, 3, 4), 1)], {
+        (*normal(g, 3, 1, 3, 4), 1), (*20 * normal(g, 2, 1, 4, 8).round(), normal(g, 1, 4, 8), 2)], {
         "each head has its own softmax: split the width into heads": lambda q, k, v, h: attend(q, k, v, 1),
         "the scale is 1 / sqrt(D / heads), not 1 / sqrt(D)": attend_with(scale=lambda q, h: q.shape[-1] * h),
         "the scale 1 / sqrt(D / heads) is missing": attend_with(scale=lambda q, h: 1),
@@ -560,6 +575,7 @@ A3 = {
             tuple(attend_with(lambda x, h: x.reshape(len(x), h, x.shape[1], -1), join)
                   for join in (join_heads, tokens_first)),
         "q and k are swapped": lambda q, k, v, h: attend(k, q, v, h),
+        "exp of a large score is infinite: use softmax, or subtract the largest score first": overflowing,
         "swap the axes of tokens and heads before you multiply q by k: (B, heads, N, D / heads)":
             attend_with(lambda x, h: x.unflatten(-1, (h, -1)), lambda x: x.flatten(2))}, (0, 1, 2)),
     "A3.6": Check("adaptive_norm", 2, adaptive_norm, lambda g: [
@@ -616,18 +632,19 @@ def per_token_strictly(z, t):
 
 def schedules(g):
     """Schedules that do not contain t, contain it, nearly contain it, and contain it except for rounding; one
-    that neither starts at 1 nor ends at 0; a t below all times but the last; a t below all times."""
+    that neither starts at 1 nor ends at 0; a t below all times but the last, below all times, above them."""
     even = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
     return [(flow.shifted_schedule(8, 2304), 0.61234567), (even, 0.5), (even, 0.500005), (even - 3e-8, 0.25),
-            (torch.tensor([0.8, 0.6, 0.449, 0.1]), 0.45), (even, 0.1), (torch.tensor([1.0, 0.5, 0.3]), 0.2)]
+            (torch.tensor([0.8, 0.6, 0.449, 0.1]), 0.45), (even, 0.1), (torch.tensor([1.0, 0.5, 0.3]), 0.2),
+            (torch.tensor([0.7, 0.3, 0.0]), 0.9)]
 
 
 def tokens_and_strengths(g):
-    """In the first, a token's time is in the schedule but for rounding; the second has no conditions, the
-    third starts late and has another condition in each sample, the fourth's velocity cannot be written
-    into."""
+    """In the first, a token's time is in the schedule but for rounding; the second has no conditions; the
+    third starts late and has another condition in each sample, one with a time inside a step; the fourth's
+    velocity cannot be written into."""
     strength = torch.tensor([1.0, 1.0, 0.4, 0.0, 0.0]).reshape(1, 5, 1)
-    other = torch.tensor([[1.0, 0.0], [0.0, 0.7]])[..., None]
+    other = torch.tensor([[1.0, 0.0], [0.0, 0.6]])[..., None]
     return [(per_token, normal(g, 2, 5, 3), torch.tensor([1.0, 0.6000004, 0.5, 0.2, 0.0]), strength),
             (per_token, normal(g, 1, 4, 2), torch.tensor([1.0, 0.4, 0.0]), torch.zeros(1, 4, 1)),
             (per_token, normal(g, 2, 2, 3), torch.tensor([0.9, 0.35, 0.3, 0.05]), other),
@@ -658,6 +675,15 @@ def euler_for_tokens(times=own_times, moves=moves, at=lambda schedule, t, t_next
             z = torch.where(moves(now, strength), moved, kept * z)
         return z
     return run
+
+
+def partly(velocity, z, schedule, strength):
+    """A mistake: a token moves from its own time on, also within a step."""
+    times, own = schedule.tolist(), 1 - strength[..., 0]
+    for t, t_next in zip(times[:-1], times[1:]):
+        now, then = own.clamp(max=t), own.clamp(max=t_next)
+        z = z + (then - now)[..., None] * velocity(z, now)
+    return z
 
 
 def image_to_video_loss(network, x0, noise, t, given):
@@ -734,6 +760,7 @@ A4 = {
         "call token_times with t, not with t_next": euler_for_tokens(at=lambda s, t, t_next: t_next),
         "call token_times again at every step": euler_for_tokens(at=lambda s, t, t_next: s[0].item()),
         "a token that does not move keeps its value: where(moves, moved, z)": euler_for_tokens(kept=0),
+        "a token whose time lies inside a step waits for the next one: all steps are t_next - t": partly,
         "the last step is missing": lambda v, z, times, strength: sampler.euler(v, z, times[:-1], strength),
         "the conditions are not used":
             lambda v, z, schedule, s: sampler.euler(v, z, schedule, torch.zeros_like(s))}, (1,)),
@@ -754,6 +781,8 @@ A4 = {
         "keep the times below t, not those above": lambda s, t: torch.cat([s[s > t], s.new_tensor([t])]),
         "t itself comes first, and only once": lambda s, t: torch.cat([s.new_tensor([t]), s[s <= t]]),
         "t times the whole schedule gives other times than the model's own": lambda s, t: s * t,
+        "t comes first, also if it is above the schedule's first time":
+            lambda s, t: s.clone() if t >= s[0] else flow.schedule_from(s, t),
         "t itself, not rounded": (lambda s, t: flow.schedule_from(s, round(t, 4)),
                                   lambda s, t: torch.cat([s.new_tensor([round(t, 4)]), s[s < t - 1e-6]])),
         "a time of the schedule within 0.000001 of t is t itself: leave it out":
@@ -855,12 +884,14 @@ def seeds_with(quantile=lambda n: T975[n - 1], root=lambda n: n**0.5, first=2, l
 
 
 def levels_and_reference(g):
-    """Values for several numbers of seeds, whose spread is larger than the difference."""
+    """Values for several numbers of seeds, whose spread is larger than the difference; in the last, two seeds
+    have no difference."""
     found = []
-    for n, shift in ((5, 1.0), (3, -0.2), (2, 0.5)):
+    for n, shift in ((5, 1.0), (3, -0.2), (2, 0.5), (16, 0.3)):
         values, reference = (10 * normal(g, 2, n)).tolist()
         found.append(([a + b + shift for a, b in zip(values, reference)], reference))
-    return found
+    values, reference = found[-1]
+    return [*found[:-1], (reference[:2] + values[2:], reference)]
 
 
 A5 = {
@@ -874,6 +905,10 @@ A5 = {
             interval_with(lambda a, b, d: statistics.pstdev(d)),
         "with few seeds the quantile is Student's, T975[n - 1], not 1.96":
             interval_with(quantile=lambda n: 1.96),
+        "the quantile is T975[n - 1] for any number of seeds": interval_with(
+            quantile=lambda n: T975[min(n - 1, 10)]),
+        "a difference of 0 is a seed too": lambda a, b: paired_interval(
+            *zip(*((x, y) for x, y in zip(a, b) if x != y))),
         "n seeds leave n - 1 degrees of freedom": interval_with(quantile=lambda n: T975[n]),
         "that is one standard error: multiply it by T975[n - 1]": interval_with(quantile=lambda n: 1),
         "that is an interval of single differences; the mean's is narrower by the root of n":
