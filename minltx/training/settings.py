@@ -100,11 +100,10 @@ WITH_NULL = replace(TOY, model=replace(TOY.model, negative="nothing"), motion_ca
 # 64x64 and two digits, from the shipped model's weights: its encoder stays, its decoder gets used to larger
 # frames, and the transformer learns from several sizes and numbers of digits in turn. Two thirds of its steps
 # have clips of the target: 64x64 with two digits.
-LARGE = replace(WITH_NULL, start="shipped", freeze_encoder=True, loss=replace(TOY.loss, foreground=0.0),
+LARGE = replace(WITH_NULL, start="shipped", freeze_encoder=True, loss=LossConfig(),
                 model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=2),
-                              shapes=((17, 64, 64), (17, 72, 72), (17, 32, 32))),
-                vae_phases=((9, 6, 100), (17, 4, 300)), latents=12000,
-                dit_batch=24, dit_steps=2500, dit_lr=0.015, dit_adam_lr=1.5e-3,
+                              shapes=((17, 64, 64), (17, 72, 72), (17, 32, 32))), latents=12000, dit_batch=24,
+                vae_phases=((9, 6, 100), (17, 4, 300)), dit_steps=2500, dit_lr=0.015, dit_adam_lr=1.5e-3,
                 clip_variants=4 * ((17, 64, 16.0, 2),) + ((17, 72, 16.0, 2), (17, 32, 16.0, 1)))
 
 # 64x64 for a folder of clips, from random weights.
