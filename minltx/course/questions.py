@@ -449,19 +449,13 @@ def tokens_first(x):
     return x.reshape(x.shape[0], x.shape[2], -1)
 
 
-def attend_with(split=split_heads, join=join_heads, scale=lambda q, heads: q.shape[-1], axis=-1):
-    """Attention in heads with a mistake in splitting, joining, the scale or the softmax's axis."""
+def attend_with(split=split_heads, join=join_heads, scale=lambda q, heads: q.shape[-1],
+                softmax=lambda scores: scores.softmax(-1)):
+    """Attention in heads with a mistake in splitting, joining, the scale or the softmax."""
     def run(q, k, v, heads):
         q, k, v = (split(x, heads) for x in (q, k, v))
-        return join((q @ k.mT / scale(q, heads) ** 0.5).softmax(axis) @ v)
+        return join(softmax(q @ k.mT / scale(q, heads) ** 0.5) @ v)
     return run
-
-
-def overflowing(q, k, v, heads):
-    """A mistake: a softmax by hand, without subtracting the largest score."""
-    q, k, v = (split_heads(x, heads) for x in (q, k, v))
-    weights = (q @ k.mT / q.shape[-1] ** 0.5).exp()
-    return join_heads(weights / weights.sum(-1, keepdim=True) @ v)
 
 
 def attend(q, k, v, heads):
@@ -565,7 +559,8 @@ A3 = {
         "each head has its own softmax: split the width into heads": lambda q, k, v, h: attend(q, k, v, 1),
         "the scale is 1 / sqrt(D / heads), not 1 / sqrt(D)": attend_with(scale=lambda q, h: q.shape[-1] * h),
         "the scale 1 / sqrt(D / heads) is missing": attend_with(scale=lambda q, h: 1),
-        "the weights of all *keys* add up to 1: softmax over the last axis": attend_with(axis=-2),
+        "the weights of all *keys* add up to 1: softmax over the last axis":
+            attend_with(softmax=lambda scores: scores.softmax(-2)),
         "a head is a group of neighbouring channels: (D) -> (heads, D / heads), not (D / heads, heads)":
             attend_with(lambda x, h: x.unflatten(-1, (-1, h)).movedim(-1, 1),
                         lambda x: x.movedim(1, -1).flatten(2)),
@@ -575,7 +570,8 @@ A3 = {
             tuple(attend_with(lambda x, h: x.reshape(len(x), h, x.shape[1], -1), join)
                   for join in (join_heads, tokens_first)),
         "q and k are swapped": lambda q, k, v, h: attend(k, q, v, h),
-        "exp of a large score is infinite: use softmax, or subtract the largest score first": overflowing,
+        "exp of a large score is infinite: use softmax, or subtract the largest score first":
+            attend_with(softmax=lambda scores: scores.exp() / scores.exp().sum(-1, keepdim=True)),
         "swap the axes of tokens and heads before you multiply q by k: (B, heads, N, D / heads)":
             attend_with(lambda x, h: x.unflatten(-1, (h, -1)), lambda x: x.flatten(2))}, (0, 1, 2)),
     "A3.6": Check("adaptive_norm", 2, adaptive_norm, lambda g: [
@@ -921,7 +917,7 @@ A5 = {
             (holm_with(lambda rank, n: n), holm_with(lambda rank, n: n, cap=math.inf)),
         "a larger p must not become smaller than the one before it: keep the largest so far":
             (holm_with(monotone=False), lambda p: [min(1.0, (len(p) - sorted(p).index(x)) * x) for x in p],
-             lambda p: neighbours(p)),
+             neighbours),
         "a p value is at most 1": either_way(cap=math.inf),
         "return them in the order in which they came, not sorted": either_way(back=False),
         "that is Benjamini and Hochberg's factor; Holm's is n, n - 1, ..., 1":
