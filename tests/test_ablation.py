@@ -53,7 +53,7 @@ def spec_of(folder, stage="vae", idea=Idea(), seed=0, **more):
     """What a run's own process is told."""
     write_classifier(folder / "frame_classifier.pt")
     return {"stage": stage, "level": "x", "classes": [ideas.reference(cls) for cls in idea.classes],
-            **identity(idea), "seed": seed, "budget": 1.0, "prompts": 3, "digits": "drawn",
+            **identity(idea), "seed": seed, "budget": 1.0, "prompts": 3, "digits": "drawn", "world": "black",
             "device": "cpu", "classifier": str(folder / "frame_classifier.pt"), **more}
 
 

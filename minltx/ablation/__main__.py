@@ -81,13 +81,13 @@ def try_all(rows):
 
 def shared_model(args, out, stage):
     """The file whose VAE a transformer is trained for, or whose encoder and transformer a new decoder. The
-    shipped toy has the VAE of the runs, but it was trained for drawn digits, and its transformer for longer
-    clips: where it does not fit, a short toy is trained. Raises ValueError if --model does not exist."""
+    shipped toy has the VAE of the runs, but it was trained for drawn digits on black, and its transformer for
+    longer clips: where it does not fit, a short toy is trained. Raises ValueError if --model does not exist."""
     if args.model and args.model != "short":
         if not Path(args.model).is_file():
             raise ValueError(f"--model {args.model} is not a file")
         return Path(args.model)
-    fits = stage == "dit" and args.digits == "drawn" and not args.model
+    fits = stage == "dit" and (args.digits, args.world) == ("drawn", "black") and not args.model
     return SHIPPED if fits else out / "shared" / "model.pt"
 
 
@@ -113,10 +113,11 @@ def prepare(args, out, stages):
         write_torch(classifier, dict(weights))
     if no_toy:
         print("training a whole short toy, once: the runs share it", flush=True)
-        spec = {"stage": "both", "seed": 0, "digits": args.digits, "device": args.device}
+        spec = {"stage": "both", "seed": 0, "digits": args.digits, "world": args.world,
+                "device": args.device}
         run, _ = train(Idea(), scaled(SHORT, args.shared_budget or 1.0), spec, out / "shared")
         save_checkpoint(out / "shared" / "model.pt", run.model, half=True)
-    return {"prompts": args.prompts, "digits": args.digits, "device": args.device,
+    return {"prompts": args.prompts, "digits": args.digits, "world": args.world, "device": args.device,
             "classifier": str(classifier.resolve()), "latents": str((out / "latents").resolve())}
 
 
@@ -154,15 +155,18 @@ def read_own(path, *names):
 
 # --- Running ----------------------------------------------------------------------------------------------
 
-def is_done(folder, idea, budget):
+def is_done(folder, idea, budget, digits="drawn", world="black"):
     """Whether a folder has the report of this idea. Raises ValueError if it holds a run of something else,
-    such as an earlier version of the user's file."""
+    such as an earlier version of the user's file, or other clips."""
     for path in (folder / "spec.json", folder / "report.json"):
         if path.exists():
             run = read_own(path, "changes", "budget")
             if identity_in(run) != identity(idea) or run["budget"] != budget:
                 raise ValueError(f"{folder} holds a run with another idea or budget: "
                                  "name another folder with --out")
+            # Older reports do not say which clips, and there was no other world than the black one.
+            if (run.get("digits", digits), run.get("world", "black")) != (digits, world):
+                raise ValueError(f"{folder} holds a run with other clips: name another folder with --out")
     return (folder / "report.json").exists()
 
 
@@ -179,7 +183,7 @@ def run_all(args, out, runs, comparisons):
     its own. comparisons: how many verdicts the table will have."""
     budget = calibrate(args, out, {stage for _, _, stage, _, _ in runs.values()})
     todo = {out / where: run for where, run in runs.items()
-            if not is_done(out / where, run[3], budget[run[2]])}
+            if not is_done(out / where, run[3], budget[run[2]], args.digits, args.world)}
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them done", flush=True)
     if not todo:
         return
@@ -279,6 +283,8 @@ def options():
     add("--prompts", type=whole(2, 100_000), default=100,
         help="held-out prompts to judge by (default: %(default)s)")
     add("--digits", default="drawn", help="drawn, mnist or a folder of IDX files")
+    add("--world", choices=("black", "texture"), default="black",
+        help="what the digits move over; texture: matplotlib's photographs")
     add("--model", metavar="FILE",
         help="a toy's model.pt whose VAE the runs use, or short, to train a short toy "
         "for that (default: the shipped toy, where it fits)")

@@ -21,6 +21,7 @@ from minltx.losses import kl_divergence
 from minltx.sampler import decode, sample_latent, seeded_noise
 from minltx.toy.data import EVALUATION, MovingDigits, caption, load_digits, rng
 from minltx.toy.model import load_checkpoint
+from minltx.toy.texture import make_world
 from minltx.training.latents import (LatentCache, batch_of_latents, clip_variants, encode_variants,
                                      latent_cache, measure_latents, take_vae)
 from minltx.training.loops import build_critics, train_dit, train_vae
@@ -129,12 +130,12 @@ def seconds(idea, stage, digits):
 def train(idea, settings, spec, folder):
     """Train one run, or the rest of one that was stopped -> Run, held-out clips.
 
-    spec: stage, seed, digits, device; model and latents, the shared model's file and a folder for encoded
-    clips, for the stages that need them.
+    spec: stage, seed, digits, world, device; model and latents, the shared model's file and a folder for
+    encoded clips, for the stages that need them.
     """
     stage, seed, device = spec["stage"], spec["seed"], pick_device(spec["device"])
     digits, held_out = load_digits(spec["digits"], seed)
-    data, held_out = (MovingDigits(*some, settings.model.data) for some in (digits, held_out))
+    data, held_out = make_world(spec["world"], None, digits, held_out, settings.model.data)
     torch.manual_seed(seed)
     model = idea.build(settings.model).to(device)
     if stage == "dit":
@@ -187,7 +188,8 @@ def train_and_judge(spec, folder):
     run, held_out = train(idea, settings_for(idea, stage, spec["budget"] * default_cost / cost), spec, folder)
     figures, more = judge(run, held_out, spec)
     return {"stage": stage, "level": spec["level"], **identity_in(spec), "seed": spec["seed"],
-            "budget": spec["budget"], "settings": run.identity["settings"], "step_cost": cost / default_cost,
+            "budget": spec["budget"], "digits": spec["digits"],
+            "world": spec["world"], "settings": run.identity["settings"], "step_cost": cost / default_cost,
             "petaflops": spec["budget"] * default_cost / 1e15, "hardware": hardware(run.device),
             "seconds": run.seconds, "judge": JUDGE, "figures": figures, **more}
 
