@@ -39,8 +39,9 @@ MIXED = {"clip_variants": ((9, 32, 16.0), (9, 32, 24.0), (9, 32, 32.0))}
 SIZES = {"clip_variants": ((9, 32, 16.0), (5, 40, 16.0), (1, 56, 16.0))}
 WIDE = {"model.vae.latent_channels": 16, "loss.kl": 0.02}
 SWITCHES = {
-    "patchify": Switch("both", {"vae": DEFAULT, "transformer": FoldedLatents()},
-                       "patches before the VAE beat patches before the transformer", "digit", "vae"),
+    "patchify": Switch("vae", {"vae": DEFAULT, "transformer": FoldedLatents()},
+                       "patches before the VAE reconstruct better than patches before the transformer",
+                       "psnr", "vae"),
     "decoder": Switch("decoder", {
         "conditioned": DEFAULT, "unconditioned": Unconditioned(),
         "conditioned without noise": Idea({"noise_range": 0.0}),

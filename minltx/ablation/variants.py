@@ -169,7 +169,7 @@ class FoldedLatents(Idea):
     Folding turns the log-variance of a voxel into four, one for each voxel of the finer grid.
     """
 
-    stage = "both"
+    stage = "vae"
 
     def finer(self, config):
         """The `VAEConfig` before folding: half the patch size, a quarter of the channels."""
