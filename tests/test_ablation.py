@@ -26,12 +26,13 @@ from minltx.evaluation.digits import DigitClassifier
 from minltx.evaluation import report as judging
 from minltx.toy.data import MovingDigits, draw_digits
 from minltx.toy.model import SHIPPED, save_checkpoint
+from minltx.toy.texture import TexturedDigits
 from minltx.training import loops
 from minltx.training.latents import take_vae
 from minltx.training.settings import from_stored, stored
 
 ROOT = Path(__file__).parents[1]
-CLAIMS = ROOT / "docs" / "results" / "claims"
+RESULTS = ROOT / "docs" / "results"
 
 
 @pytest.fixture()
@@ -126,9 +127,18 @@ def test_references_are_shared_and_a_grid_is_a_product():
     assert ablation.plan(stages, 1, grid=True)[0][-1][2] == "both"
 
 
-@pytest.mark.parametrize("folder, at_least, seeds", [(CLAIMS, 12, 3), (CLAIMS.with_name("rope"), 1, 5)])
-def test_the_stored_claims_count_as_done_and_their_table_is_recounted(folder, at_least, seeds):
-    """The reports are older than the names of today's fields and levels; the verdicts follow from them."""
+def asked_budget(asked):
+    """What a stored command says about the length of its runs."""
+    words = asked["command"].split()
+    return float(words[words.index("--budget") + 1]) if "--budget" in words else 1.0
+
+
+@pytest.mark.parametrize("name, at_least, seeds", [("claims", 10, 5), ("texture", 6, 5),
+                                                   ("coordinates", 1, 5), ("decoders", 2, 3)])
+def test_the_stored_claims_count_as_done_and_their_table_is_recounted(name, at_least, seeds):
+    """The verdicts follow from the reports. Those of "decoders" are older than the names of today's fields
+    and levels."""
+    folder = RESULTS / name
     asked = json.loads((folder / "asked.json").read_text())
     chosen = dict(map(switches.parse_switch, asked["switches"]))
     rows, runs = ablation.plan(chosen, asked["seeds"], asked["grid"])
@@ -137,7 +147,8 @@ def test_the_stored_claims_count_as_done_and_their_table_is_recounted(folder, at
     kept = {verdicts.folder_of(*row, seed) for row in rows for seed in range(len(found[row[:2]]))}
     assert kept >= {*runs} and len(kept) == len(list(folder.glob("*/*/seed*/report.json")))
     for where, (_, _, stage, idea, seed) in runs.items():
-        assert ablation.is_done(folder / where, idea, switches.LENGTH[stage])
+        assert ablation.is_done(folder / where, idea, switches.LENGTH[stage] * asked_budget(asked),
+                                world="texture" if name == "texture" else "black")
         report = json.loads((folder / where / "report.json").read_text())
         settings = switches.settings_for(idea, stage, report["budget"] / report["step_cost"])
         assert stored(settings) == from_stored(report["settings"])[0] and report["seed"] == seed
@@ -215,13 +226,12 @@ def test_only_pairs_that_attend_are_charged(small):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["vae/gan=reconstruction", "vae/gan=ordinary", "decoder/decoder=plain",
-                                   "dit/attention=space-time", "dit/token-drop=0.2"])
-def test_steps_cost_what_they_cost_in_the_stored_claims(where, monkeypatch):
-    """The transformers among them were matched when attention on a CPU counted 0."""
-    monkeypatch.setattr(runner, "counted", counted_as_torch_does)
-    report = json.loads((CLAIMS / where / "seed0" / "report.json").read_text())
-    stage, name, level = re.fullmatch(r"(\w+)/(.+)=(.+)", where).groups()
+@pytest.mark.parametrize("where", ["texture/vae/gan=reconstruction", "texture/vae/gan=ordinary",
+                                   "decoders/decoder/decoder=plain", "claims/dit/attention=space-time",
+                                   "claims/dit/token-drop=0.2"])
+def test_steps_cost_what_they_cost_in_the_stored_claims(where):
+    report = json.loads((RESULTS / where / "seed0" / "report.json").read_text())
+    stage, name, level = re.fullmatch(r"\w+/(\w+)/(.+)=(.+)", where).groups()
     digits, idea = draw_digits(200, 0), switches.SWITCHES[name].levels[level]
     costs = [runner.flops(some, stage, digits) for some in (idea, Idea())]
     assert costs[0] / costs[1] == pytest.approx(report["step_cost"], rel=2e-3)
@@ -288,7 +298,8 @@ def test_transformers_share_the_shipped_vae_and_nothing_is_trained_for_them(tmp_
     assert ablation.missing(here, tmp_path, {"decoder"}) == (False, True)
     assert ablation.missing(asked_for("--digits", "mnist"), tmp_path, {"vae"}) == (True, False)
     short = tmp_path / "shared" / "model.pt"
-    for args in (asked_for("--model", "short"), asked_for("--digits", "mnist")):
+    for args in (asked_for("--model", "short"), asked_for("--digits", "mnist"),
+                 asked_for("--world", "texture")):
         assert ablation.shared_model(args, tmp_path, "dit") == short
         assert ablation.missing(args, tmp_path, {"dit"})[1]
         assert not ablation.missing(args, tmp_path, {"vae"})[1]
@@ -458,6 +469,30 @@ def test_a_new_decoder_is_trained_for_the_shared_encoder(small, tmp_path, monkey
         assert len(report["grid"]) == 25 and report["figures"].keys() >= {"psnr", "generated digit"}
         by_noise = {row["psnr"] for row in report["grid"] if row["noise"] == 0}
         assert len(by_noise) == (5 if level == "conditioned" else 1)     # only one of them depends on t
+
+
+def test_runs_of_the_textured_world_have_its_clips(small, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(runner, "train_vae", lambda run, model, sources, *more: seen.extend(sources))
+    spec = spec_of(tmp_path, "vae")
+    for world in ("black", "texture"):
+        _, held_out = runner.train(Idea(), SMALL, {**spec, "world": world}, tmp_path / world)
+        for data in (seen.pop(), held_out):
+            corners = data.batch(8, torch.Generator().manual_seed(0))[0][..., :2, :2]
+            assert (corners.max() > -0.9) == (world == "texture")
+    assert isinstance(held_out, TexturedDigits)
+
+
+def test_runs_with_other_clips_are_not_taken_for_these(tmp_path):
+    idea, done = Idea(), {**identity(Idea()), "budget": 1.0}
+    for clips, digits, world in (({}, "drawn", "black"), ({"digits": "mnist"}, "mnist", "black"),
+                                 ({"digits": "drawn", "world": "texture"}, "drawn", "texture")):
+        (tmp_path / "report.json").write_text(json.dumps({**done, **clips}))
+        assert ablation.is_done(tmp_path, idea, 1.0, digits, world)
+        with pytest.raises(ValueError, match="other clips: name another folder with --out"):
+            ablation.is_done(tmp_path, idea, 1.0, digits, "black" if world == "texture" else "texture")
+    with pytest.raises(ValueError, match="other clips"):
+        ablation.is_done(tmp_path, idea, 1.0, "mnist", "texture")
 
 
 def test_a_level_of_another_frame_rate_is_judged_by_its_speeds(small, tmp_path, monkeypatch):

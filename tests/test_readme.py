@@ -32,7 +32,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
          for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))}
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
-MARKERS = ("expect", "results", "conditions", "decoder", "claims", "rope", "bench", "gpu", "shapes")
+MARKERS = ("expect", "results", "conditions", "decoder", *tables.ABLATIONS, "bench", "gpu", "shapes")
 
 
 # --- Tables -----------------------------------------------------------------------------------------------

@@ -135,8 +135,12 @@ def conditions_tables():
         f"The PSNR of the clips' own reconstructions is {psnr:.1f} dB."])
 
 
+ABLATIONS = ("claims", "texture", "coordinates", "decoders")
+
+
 def claims_text(name):
-    """The ablations' verdicts in a folder of docs/results, and what they took."""
+    """The ablations' verdicts in a folder of docs/results, and what they took. The first one says what the
+    columns mean."""
     folder = RESULTS / name
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/seed*/report.json"))]
     asked = json.loads((folder / "asked.json").read_text())
@@ -144,7 +148,8 @@ def claims_text(name):
              for stage in dict.fromkeys(run["stage"] for run in runs)}
     means = ", ".join(f"{stage} {sum(m) / len(m):.1f}" for stage, m in spent.items())
     verdicts, signs = (folder / "table.md").read_text().split("\n\n")[:2]
-    return f"{verdicts}\n\n{signs}\n\n" + (
+    signs = f"{signs}\n\n" if name == ABLATIONS[0] else ""
+    return f"{verdicts}\n\n{signs}" + (
         f"`{asked['command']}`: {len(runs)} runs, seeds 0 to {max(run['seed'] for run in runs)}, minutes of "
         f"training each: {means}. Hardware: {found(*(run['hardware'] for run in runs))}.")
 
@@ -191,7 +196,7 @@ def tables():
     return {"expect": re.sub(" --out [^`]+", "", few), "chapters": chapters_table(),
             "results": results_table(RUNS, list(COLUMNS)[1:]) + "\n\n" + "\n".join(commands),
             "conditions": conditions_tables(), "decoder": decoder_table(),
-            "claims": claims_text("claims"), "rope": claims_text("rope"),
+            **{name: claims_text(name) for name in ABLATIONS},
             "bench": bench_text(), "gpu": gpu_text(), "shapes": shapes.text(report("shapes"))}
 
 
