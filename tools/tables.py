@@ -147,10 +147,9 @@ def claims_text(name):
     spent = {stage: [minutes(run) for run in runs if run["stage"] == stage]
              for stage in dict.fromkeys(run["stage"] for run in runs)}
     means = ", ".join(f"{stage} {sum(m) / len(m):.1f}" for stage, m in spent.items())
-    verdicts, signs = (folder / "table.md").read_text().split("\n\n")[:2]
-    signs = f"{signs}\n\n" if name == ABLATIONS[0] else ""
-    return f"{verdicts}\n\n{signs}" + (
-        f"`{asked['command']}`: {len(runs)} runs, seeds 0 to {max(run['seed'] for run in runs)}, minutes of "
+    shown = (folder / "table.md").read_text().split("\n\n")[: 2 if name == ABLATIONS[0] else 1]
+    return "\n\n".join(shown) + (
+        f"\n\n`{asked['command']}`: {len(runs)} runs, seeds 0 to {max(run['seed'] for run in runs)}, minutes of "
         f"training each: {means}. Hardware: {found(*(run['hardware'] for run in runs))}.")
 
 

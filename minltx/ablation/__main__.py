@@ -81,8 +81,9 @@ def try_all(rows):
 
 def shared_model(args, out, stage):
     """The file whose VAE a transformer is trained for, or whose encoder and transformer a new decoder. The
-    shipped toy has the VAE of the runs, but it was trained for drawn digits on black, and its transformer for
-    longer clips: where it does not fit, a short toy is trained. Raises ValueError if --model does not exist."""
+    shipped toy has the VAE of the runs, but it was trained for drawn digits on black, and its transformer
+    for longer clips: where it does not fit, a short toy is trained. Raises ValueError if --model is no
+    file."""
     if args.model and args.model != "short":
         if not Path(args.model).is_file():
             raise ValueError(f"--model {args.model} is not a file")
