@@ -301,7 +301,14 @@ def spread(value):
     return torch.full((1,), value).expand(10**5, 10**5)
 
 
-MODEL = {f"{'.'.join(map(str, keys[:-1]))} = {keys[-1]!r:.30}": changed(put(*keys)) for keys in (
+def named(write, cases):
+    """{name: a function that changes a file}. cases: what `put` takes. Names are cut; the number makes them
+    differ."""
+    return {f"{number}: {'.'.join(map(str, keys[:-1]))} = {keys[-1]!r:.30}": write(*keys)
+            for number, keys in enumerate(cases)}
+
+
+MODEL = named(lambda *keys: changed(put(*keys)), (
     ("config", "vae", "encoder_blocks", [["down", [0, 2, 2], 64]]), ("config", "vae", "patch", 0),
     ("config", "vae", "decoder_blocks", [["res", 10**9]]),
     ("config", "vae", "decoder_blocks", [["res", 9999]]),
@@ -325,10 +332,10 @@ MODEL = {f"{'.'.join(map(str, keys[:-1]))} = {keys[-1]!r:.30}": changed(put(*key
     ("model", "text.positions", spread(0.0)), ("model", "text.positions", torch.full((16, 64), NAN)),
     ("model", "text.positions", torch.full((16, 64), float("inf"))), ("model", "text.positions", "x"),
     ("model", "text.positions", torch.zeros(16, 64, dtype=torch.int64)), ("model", "more", torch.ones(1)),
-    ("model", 7, torch.ones(1)))}
+    ("model", 7, torch.ones(1))))
 MODEL |= {"no weight": changed(without("model", "text.positions")), "no config": changed(without("config"))}
 
-CHECKPOINT = {f"{'.'.join(map(str, keys[:-1]))} = {keys[-1]!r:.30}": changed(put("run", *keys)) for keys in (
+CHECKPOINT = named(lambda *keys: changed(put("run", *keys)), (
     ("optimizers", []), ("optimizers", None), ("optimizers", 0, "state", []), ("optimizers", 0, {}),
     ("optimizers", 0, "state", 0, "momentum", spread(0.0)), ("optimizers", 0, "state", 0, "momentum", "x"),
     ("optimizers", 1, "state", 0, "exp_avg", torch.full((3,), NAN)),
@@ -337,13 +344,13 @@ CHECKPOINT = {f"{'.'.join(map(str, keys[:-1]))} = {keys[-1]!r:.30}": changed(put
     ("history", {"vae pixel": "x"}), ("by_t", []), ("by_t", [[0.0, 0]] * 9), ("by_t", [["x", 0]] * 10),
     ("step", "2"), ("step", None), ("stages_done", "vae"), ("seconds", {"vae": "x"}), ("seconds", []),
     ("identity", {}), ("identity", "seed", 1), ("identity", "settings", "x"), ("identity", "settings", {}),
-    ("identity", "settings", "dit_steps", 10**9), ("identity", None))}
+    ("identity", "settings", "dit_steps", 10**9), ("identity", None)))
 CHECKPOINT |= {"no run": changed(without("run")), "no step": changed(without("run", "step")),
                "weights not finite": changed(lambda s: s["model"]["vae.latent_mean"].fill_(NAN)),
                "weights missing": changed(without("model", "vae.latent_mean")),
                "weights of another shape": changed(put("model", "vae.latent_mean", spread(0.0)))}
 
-LATENTS = {f"{'.'.join(map(str, keys[:-1]))} = {keys[-1]!r:.30}": changed(put(*keys)) for keys in (
+LATENTS = named(lambda *keys: changed(put(*keys)), (
     ("mark", []), ("mark", 0, "1.0"), ("mark", 1, 17), ("mark", 2, 1), ("mark", 3, 0, 0, [9, 32, 40]),
     ("mark", 3, 0, 1, "other captions"), ("mark", 3, 0, 2, "other pictures"), ("views", []), ("views", None),
     ("views", [[torch.zeros(16, 4, 3, 4, 4)]]), ("views", [[torch.zeros(16, 4, 3, 4, 5), [[]] * 16]]),
@@ -352,13 +359,13 @@ LATENTS = {f"{'.'.join(map(str, keys[:-1]))} = {keys[-1]!r:.30}": changed(put(*k
     ("views", [[spread(0.0), [[]] * 16]]), ("views", [["x", [[]] * 16]]), ("views", [None]), ("more", 1),
     ("views", [[torch.zeros(16, 4, 3, 4, 4), [[[11, "red", "up"]]] * 16]]),
     ("views", [[torch.zeros(16, 4, 3, 4, 4), [[[1, "red"]]] * 16]]),
-    ("views", [[torch.zeros(16, 4, 3, 4, 4), [7] * 16]]))}
+    ("views", [[torch.zeros(16, 4, 3, 4, 4), [7] * 16]])))
 LATENTS |= {"no mark": changed(without("mark")), "no views": changed(without("views"))}
 
-SHARDS = {f"{'.'.join(map(str, keys[:-1]))} = {keys[-1]!r:.30}": changed(put(*keys)) for keys in (
+SHARDS = named(lambda *keys: changed(put(*keys)), (
     ("format", "x"), ("part", 1), ("parts", 2), ("parts", "1"), ("part", None),
     ("tensors", None), ("tensors", []), ("tensors", {}), ("tensors", "model/vae.latent_mean", spread(0.0)),
-    ("tensors", "model/vae.latent_mean", torch.full((4,), NAN)), ("tensors", "model/vae.latent_mean", "x"))}
+    ("tensors", "model/vae.latent_mean", torch.full((4,), NAN)), ("tensors", "model/vae.latent_mean", "x")))
 SHARDS |= {"no tensor": changed(without("tensors", "model/vae.latent_mean")),
            "no state": changed(without("state")), "no format": changed(without("format"))}
 
@@ -367,7 +374,7 @@ def pointer(text):
     return lambda path: (path.parent.parent / "run.json").write_text(text)
 
 
-SHARDS |= {f"run.json: {text:.30}": pointer(text) for text in (
+SHARDS |= {f"run.json: {text:.50}": pointer(text) for text in (
     "", "{", "[]", "null", "7", '{"folder": "shards-0-2"}', '{"folder": "../../tmp", "parts": 1}',
     '{"folder": "shards-0-2/../..", "parts": 1}', '{"folder": "/", "parts": 1}', '{"folder": 1, "parts": 1}',
     '{"folder": "shards-0-2", "parts": 2}', '{"folder": "shards-0-2", "parts": 1e9}',
@@ -409,7 +416,7 @@ def config_with(*keys):
 
 
 FIRST = "model.diffusion_model.proj_out.weight"
-RELEASE = {f"{'.'.join(map(str, keys[:-1]))} = {keys[-1]!r:.30}": config_with(*keys) for keys in (
+RELEASE = named(config_with, (
     ("allowed_inference_steps", "x"), ("allowed_inference_steps", NAN), ("allowed_inference_steps", {"a": 1}),
     ("allowed_inference_steps", [0.5, 1.0]), ("allowed_inference_steps", [NAN]),
     ("allowed_inference_steps", 5), ("allowed_inference_steps", [2.0]),
@@ -426,7 +433,7 @@ RELEASE = {f"{'.'.join(map(str, keys[:-1]))} = {keys[-1]!r:.30}": config_with(*k
     ("transformer", "num_attention_heads", 3), ("transformer", "caption_channels", 2**20),
     ("vae", "decoder_blocks", [["res_x", 10**6]]), ("vae", "decoder_blocks", [["res_x", 1]] * 10**5),
     ("vae", "encoder_blocks", [["res_x", 2**20]] * 3), ("vae", "patch_size", 0),
-    ("vae", "latent_channels", NAN))}
+    ("vae", "latent_channels", NAN)))
 RELEASE |= {
     "a NaN": as_foreign(lambda t, h: t[FIRST].fill_(NAN)),
     "infinite": as_foreign(lambda t, h: t[FIRST].fill_(1e999)),
