@@ -149,8 +149,8 @@ def claims_text(name):
     means = ", ".join(f"{stage} {sum(m) / len(m):.1f}" for stage, m in spent.items())
     shown = (folder / "table.md").read_text().split("\n\n")[: 2 if name == ABLATIONS[0] else 1]
     return "\n\n".join(shown) + (
-        f"\n\n`{asked['command']}`: {len(runs)} runs, seeds 0 to {max(run['seed'] for run in runs)}, minutes of "
-        f"training each: {means}. Hardware: {found(*(run['hardware'] for run in runs))}.")
+        f"\n\n`{asked['command']}`: {len(runs)} runs, seeds 0 to {max(run['seed'] for run in runs)}, minutes "
+        f"of training each: {means}. Hardware: {found(*(run['hardware'] for run in runs))}.")
 
 
 # --- Benchmarks -------------------------------------------------------------------------------------------
