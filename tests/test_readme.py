@@ -21,9 +21,9 @@ from minltx.dit import DiT
 from minltx.sampler import Sampling
 from minltx.toy import load_toy
 from minltx.evaluation.report import sampling_steps
-from minltx.toy.model import GUIDANCE, SHIPPED, load_checkpoint
+from minltx.toy.model import SHIPPED, load_checkpoint
 from minltx.training import __main__ as training
-from minltx.training.settings import PRESETS, from_stored, scaled, stored
+from minltx.training.settings import AS_THE_PAPER, PRESETS, from_stored, scaled, stored
 from minltx.vae import VideoVAE
 from tools import tables
 from tools.count import CHAPTERS, PACKAGE, ROOT
@@ -305,14 +305,25 @@ def test_the_full_width_table_is_the_reports():
 
 def recipe_of_0_3(preset):
     """What a preset was in that release, but for the learning rate: it fell along half a cosine."""
-    model = replace(preset.model, negative="nothing")
+    model = replace(preset.model, **AS_THE_PAPER)
     return replace(preset, model=model, motion_captions=0.0, time_offset=0.0, dit_steps=1100,
                    vae_phases=((1, 32, 200), (9, 12, 500), (17, 8, 500)))
 
 
+def large_of_0_4(preset):
+    """The preset `large` of that release, which sampled without fresh noise, and with more guidance."""
+    return replace(preset, model=replace(preset.model, guidance=3.0, stochastic=False))
+
+
+def recipe_of_0_4(preset):
+    """The default of that release, which sampled like its `large` and was trained for longer."""
+    return replace(large_of_0_4(preset), dit_steps=1200,
+                   vae_phases=((1, 32, 200), (9, 12, 400), (17, 8, 250)))
+
+
 def large_of_0_3(preset):
     """The preset `large` of that release: every size as often as the others."""
-    return replace(preset, dit_batch=8, dit_steps=7000, dit_lr=0.02, dit_adam_lr=2e-3,
+    return replace(large_of_0_4(preset), dit_batch=8, dit_steps=7000, dit_lr=0.02, dit_adam_lr=2e-3,
                    clip_variants=((17, 64, 16.0, 2), (17, 72, 16.0, 2), (17, 32, 16.0, 1)))
 
 
@@ -324,8 +335,10 @@ def recipe_of_0_2(preset):
                    vae_phases=((1, 32, 200), (9, 12, 400), (17, 8, 250)))
 
 
-SEEDS = {"toy1": 1, "toy2": 2, "release03_1": 1, "release03_2": 2}
-OLDER = {**{name: recipe_of_0_3 for name in tables.RUNS if name.startswith("release03")},
+SEEDS = {name + end: int(end[-1]) for name in ("toy", "release03_", "release04_") for end in ("1", "2")}
+OLDER = {**{name: recipe_of_0_4 for name in tables.RUNS if name.startswith("release04") or name == "long"},
+         "release04_large": large_of_0_4,
+         **{name: recipe_of_0_3 for name in tables.RUNS if name.startswith("release03")},
          "release03_large": large_of_0_3,
          **dict.fromkeys(("before", "before2", "plain"), recipe_of_0_2)}
 
@@ -342,8 +355,11 @@ def test_the_reported_rows_have_the_settings_of_their_recipe(name):
     assert settings == stored(scaled(preset, args.budget))
     assert variants == ({"model.vae.timestep_conditioning": False} if name == "plain" else {})
     assert report["seed"] == args.seed == SEEDS.get(name, 0)
-    steps = 20 if name in OLDER else sampling_steps(preset.model.data)
-    assert report["dit"] is None or (report["dit"]["steps"], report["dit"]["guidance"]) == (steps, GUIDANCE)
+    old = OLDER.get(name) in (recipe_of_0_3, recipe_of_0_2, large_of_0_3)
+    steps = 20 if old else sampling_steps(preset.model.data)
+    if report["dit"]:
+        assert (report["dit"]["steps"], report["dit"]["guidance"]) == (steps, preset.model.guidance)
+        assert report["dit"].get("stochastic", False) == preset.model.stochastic
 
 
 def test_the_shipped_model_is_the_reported_one():

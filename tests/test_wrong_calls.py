@@ -188,6 +188,8 @@ ENTRIES = [
     (MovingDigits.place, lambda toy: MovingDigits(*draw_digits(200, 0), DataConfig(digits=2)).place(
         torch.ones(4, 2, 2), torch.Generator()), "do not find room"),
     (toy_model.ModelConfig, lambda toy: replace(TOY.model, negative="ugly"), "negative is 'ugly'"),
+    (toy_model.ModelConfig, lambda toy: replace(TOY.model, guidance=-1), "guidance is -1"),
+    (toy_model.ModelConfig, lambda toy: replace(TOY.model, stochastic="yes"), "stochastic is 'yes'"),
     (config_from, lambda toy: config_from({"data": {}, "vae": {}, "dit": {"rope": "none"}}), "variant"),
     (toy_model.read_checkpoint, lambda toy: toy_model.read_checkpoint("absent.pt"), "no checkpoint"),
     (toy_model.load_checkpoint, lambda toy: toy_model.load_checkpoint(__file__), "not a checkpoint")]

@@ -20,7 +20,7 @@ from minltx.fast_cpu import accelerate
 from minltx.files import put_in_place
 from minltx.flow import interpolate
 from minltx.toy.data import EVALUATION, MovingDigits, describe, rng
-from minltx.toy.model import GUIDANCE, STEPS as DEFAULT_STEPS
+from minltx.toy.model import STEPS as DEFAULT_STEPS
 from minltx.video.files import save_video
 from minltx.video.plots import save_curves
 
@@ -106,7 +106,8 @@ def judge_dit(model, held_out, classifier, seed, prompts):
     text, image = generate(given=False), generate(given=True)
     best, rebuilt = (torch.cat([reconstruct(model.vae, x.to(model.vae.latent_mean.device)).cpu()
                                 for x in shown.split(few)]) for shown in (first, clips))
-    figures = {"prompts": prompts, "steps": steps, "guidance": GUIDANCE, "text_to_video": accuracy(text),
+    figures = {"prompts": prompts, "steps": steps, "guidance": model.config.guidance,
+               "stochastic": model.config.stochastic, "text_to_video": accuracy(text),
                "image_to_video": {**accuracy(image),
                                   "first_frame_psnr": psnr(image[:, :, :1], first).mean().item(),
                                   "vae_first_frame_psnr": psnr(best, first).mean().item()},

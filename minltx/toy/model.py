@@ -19,7 +19,7 @@ from minltx.toy.stored import check_depth, check_tensors, configs_from, words_an
 from minltx.vae import VAEConfig, VideoVAE
 
 FORMAT = "minltx-1"
-STEPS, GUIDANCE = 20, 3.0   # the toy's defaults for sampling; docs/experiments.md has the measurements
+STEPS = 20                  # of the sampler, if none are asked for
 NEGATIVES = ("nothing", "motion")
 SHIPPED = Path(__file__).with_name("toy.pt")
 
@@ -31,8 +31,9 @@ class ModelConfig:
     For a folder of clips, data.digits is 0 and data.size may be (height, width). With stored_text there is no
     caption encoder: captions were embedded before, see `StoredText`. words: the vocabulary, () for that of
     the digits. shapes: every (frames, height, width) in training, () for that of the data alone. negative:
-    what guidance steers away from: nothing, the null caption, or motion, see `ToyModel.negative`. Raises
-    ValueError for another one."""
+    what guidance steers away from: nothing, the null caption, or motion, see `ToyModel.negative`. guidance
+    and stochastic are how the model samples unless asked otherwise: the scale, and whether each step adds
+    fresh noise, see `sampler.euler`. Raises ValueError for values that these three cannot have."""
 
     data: DataConfig
     vae: VAEConfig
@@ -41,9 +42,13 @@ class ModelConfig:
     words: tuple = ()
     shapes: tuple = ()
     negative: str = "nothing"
+    guidance: float = 3.0
+    stochastic: bool = False
 
     def __post_init__(self):
         require.choice("negative", self.negative, NEGATIVES)
+        require.number("guidance", self.guidance, 0, 100)
+        require.choice("stochastic", self.stochastic, (False, True))
 
 
 class ToyModel(nn.Module):
@@ -110,7 +115,7 @@ class ToyModel(nn.Module):
     def sampling(self, size=None, steps=None, guidance=None, fps=None, change=None, **more):
         """How this model samples a video of size (frames, height, width): `sampler.Sampling`.
 
-        None means the toy's default. change, in (0, 1], is for video-to-video: start from that time. more:
+        None means the model's default. change, in (0, 1], is for video-to-video: start from that time. more:
         other fields of Sampling. Raises ValueError for sizes that the VAE cannot encode, for less than one
         step, and for change outside [0, 1].
         """
@@ -118,14 +123,16 @@ class ToyModel(nn.Module):
         schedule = shifted_schedule(STEPS if steps is None else steps, tokens)
         if change is not None:
             schedule = schedule_from(schedule, change)
-        return Sampling(schedule, Guidance(GUIDANCE if guidance is None else guidance),
-                        self.config.data.fps if fps is None else fps, **more)
+        return Sampling(schedule, Guidance(self.config.guidance if guidance is None else guidance),
+                        self.config.data.fps if fps is None else fps,
+                        **{"stochastic": self.config.stochastic, **more})
 
     def sampling_defaults(self):
         """How this model samples by default, as plain values: for a script, or to be stored in another
         format. The names are those of `pretrained.releases.SamplingConfig`."""
         return {"schedule": "uniform", "shifted": True, "terminal": 0.1, "steps": STEPS,
-                "guidance": {"cfg": GUIDANCE}, "condition_noise": 0.0, "text_tokens": most_words(self.words),
+                "guidance": {"cfg": self.config.guidance}, "stochastic": self.config.stochastic,
+                "condition_noise": 0.0, "text_tokens": most_words(self.words),
                 "size": self.config.data.clip_shape, "fps": self.config.data.fps}
 
     @torch.no_grad()
@@ -163,7 +170,8 @@ def config_from(stored):
     if not isinstance(text, bool):
         raise ValueError(f"stored_text is {text!r:.60}, not true or false")
     return ModelConfig(*configs_from(stored), text, *words_and_shapes(stored),
-                       stored.get("negative", "nothing"))
+                       **{name: stored[name] for name in ("negative", "guidance", "stochastic")
+                          if name in stored})
 
 
 def with_zero_conditioning(weights, stored, model):

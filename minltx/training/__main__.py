@@ -36,7 +36,7 @@ from minltx.training.latents import (check_latents, clip_variants, latent_cache,
 from minltx.training.loops import build_critics, train_dit, train_vae
 from minltx.training.page import Page
 from minltx.training.run import Run
-from minltx.training.settings import PRESETS, scaled
+from minltx.training.settings import AS_THE_PAPER, PRESETS, scaled
 from minltx.vae import VideoVAE
 from minltx.video.clips import open_folder, parse_buckets
 
@@ -98,7 +98,7 @@ def clips_data(args, settings):
     data = replace(settings.model.data, frames=c.frames, size=c.size, digits=0, digit_size=0)
     # The weight of bright pixels is meant for objects on black, and captions of any words do not say which of
     # them are about the motion.
-    model = replace(settings.model, data=data, stored_text=bool(text), negative="nothing",
+    model = replace(settings.model, data=data, stored_text=bool(text), **AS_THE_PAPER,
                     words=() if text else words_of(training),
                     shapes=tuple(folder.config.clip_shape for folder in training))
     settings = replace(settings, model=model, motion_captions=0.0,

@@ -91,18 +91,21 @@ TOY = Settings(model=ModelConfig(
                                   ("res", 1))),
     dit=DiTConfig(latent_channels=4, width=128, depth=6, heads=8, text_width=64, stride=(4, 8, 8),
                   max_position=(2.0, 64.0, 64.0), theta=10.0),      # RoPE for clips of 2 s and 64 pixels
-    negative="motion"),
+    negative="motion", guidance=2.0, stochastic=True),
     dit_steps=1200, time_offset=-0.3, motion_captions=0.1, curriculum=((1, 0.25), (9, 0.2)))
 
-# The same with guidance away from the null caption alone, as in the paper: what the other presets do.
-WITH_NULL = replace(TOY, model=replace(TOY.model, negative="nothing"), motion_captions=0.0, time_offset=0.0)
+# The same with guidance away from the null caption alone, and without fresh noise while sampling, as in the
+# paper: what the other presets do. (The large one samples with less guidance and fresh noise.)
+AS_THE_PAPER = {"negative": "nothing", "guidance": 3.0, "stochastic": False}
+WITH_NULL = replace(TOY, model=replace(TOY.model, **AS_THE_PAPER), motion_captions=0.0, time_offset=0.0)
 
 # 64x64 and two digits, from the shipped model's weights: its encoder stays, its decoder gets used to larger
 # frames, and the transformer learns from several sizes and numbers of digits in turn. Two thirds of its steps
 # have clips of the target: 64x64 with two digits.
 LARGE = replace(WITH_NULL, start="shipped", freeze_encoder=True, loss=LossConfig(),
                 model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=2),
-                              shapes=((17, 64, 64), (17, 72, 72), (17, 32, 32))), latents=12000, dit_batch=24,
+                              shapes=((17, 64, 64), (17, 72, 72), (17, 32, 32)),
+                              guidance=2.0, stochastic=True), latents=12000, dit_batch=24,
                 vae_phases=((9, 6, 100), (17, 4, 300)), dit_steps=2500, dit_lr=0.015, dit_adam_lr=1.5e-3,
                 clip_variants=4 * ((17, 64, 16.0, 2),) + ((17, 72, 16.0, 2), (17, 32, 16.0, 1)))
 
