@@ -310,20 +310,14 @@ def recipe_of_0_3(preset):
                    vae_phases=((1, 32, 200), (9, 12, 500), (17, 8, 500)))
 
 
-def large_of_0_4(preset):
-    """The preset `large` of that release, which sampled without fresh noise, and with more guidance."""
+def with_euler(preset):
+    """The same training, but a model that samples without fresh noise and with more guidance."""
     return replace(preset, model=replace(preset.model, guidance=3.0, stochastic=False))
-
-
-def recipe_of_0_4(preset):
-    """The default of that release, which sampled like its `large` and was trained for longer."""
-    return replace(large_of_0_4(preset), dit_steps=1200,
-                   vae_phases=((1, 32, 200), (9, 12, 400), (17, 8, 250)))
 
 
 def large_of_0_3(preset):
     """The preset `large` of that release: every size as often as the others."""
-    return replace(large_of_0_4(preset), dit_batch=8, dit_steps=7000, dit_lr=0.02, dit_adam_lr=2e-3,
+    return replace(with_euler(preset), dit_batch=8, dit_steps=7000, dit_lr=0.02, dit_adam_lr=2e-3,
                    clip_variants=((17, 64, 16.0, 2), (17, 72, 16.0, 2), (17, 32, 16.0, 1)))
 
 
@@ -335,9 +329,8 @@ def recipe_of_0_2(preset):
                    vae_phases=((1, 32, 200), (9, 12, 400), (17, 8, 250)))
 
 
-SEEDS = {name + end: int(end[-1]) for name in ("toy", "release03_", "release04_") for end in ("1", "2")}
-OLDER = {**{name: recipe_of_0_4 for name in tables.RUNS if name.startswith("release04") or name == "long"},
-         "release04_large": large_of_0_4,
+SEEDS = {name + end: int(end[-1]) for name in ("toy", "release03_") for end in ("1", "2")}
+OLDER = {"long": with_euler,
          **{name: recipe_of_0_3 for name in tables.RUNS if name.startswith("release03")},
          "release03_large": large_of_0_3,
          **dict.fromkeys(("before", "before2", "plain"), recipe_of_0_2)}
@@ -355,8 +348,7 @@ def test_the_reported_rows_have_the_settings_of_their_recipe(name):
     assert settings == stored(scaled(preset, args.budget))
     assert variants == ({"model.vae.timestep_conditioning": False} if name == "plain" else {})
     assert report["seed"] == args.seed == SEEDS.get(name, 0)
-    old = OLDER.get(name) in (recipe_of_0_3, recipe_of_0_2, large_of_0_3)
-    steps = 20 if old else sampling_steps(preset.model.data)
+    steps = 20 if name in OLDER and name != "long" else sampling_steps(preset.model.data)
     if report["dit"]:
         assert (report["dit"]["steps"], report["dit"]["guidance"]) == (steps, preset.model.guidance)
         assert report["dit"].get("stochastic", False) == preset.model.stochastic
@@ -392,14 +384,15 @@ def test_conditions_do_what_they_promise():
     assert all(a["off"] < b["off"] + 0.1 for a, b in zip(change, change[1:])) and change[-2]["colour"] >= 0.9
 
 
-@pytest.mark.parametrize("name", ["toy", "mnist"])
+@pytest.mark.parametrize("name", ["toy", "toy1", "toy2", "mnist"])
 def test_the_default_meets_its_bar(name):
-    """Of colour, direction, VAE and time. It does not meet one for digits: docs/results.md says how many
-    clips are right in every frame. The shipped model does, see above."""
+    """Of digits, colour, direction, speed, VAE and time. (The aim for the time is six minutes, which it does
+    not reach.)"""
     report = tables.report(name)
     text, image, vae = report["dit"]["text_to_video"], report["dit"]["image_to_video"], report["vae"]
-    assert text["colour"] >= 0.98 and text["direction"] >= 0.95
+    assert text["every_frame"] >= 0.9 and text["colour"] >= 0.99 and text["direction"] >= 0.99
+    assert abs(text["speed"] - 1) <= 0.1
     assert image["direction"] >= 0.95 and image["first_frame_psnr"] > image["vae_first_frame_psnr"] - 1.5
-    assert vae["psnr"] >= 26 and abs(vae["motion_ratio"] - 1) <= 0.1
+    assert vae["psnr"] >= 29 and abs(vae["motion_ratio"] - 1) <= 0.1
     most = 23 if " 1 threads" in report["hardware"] else 12         # two threads take 0.53 times as long
     assert tables.minutes(report) <= most and report["dit"]["prompts"] >= 200

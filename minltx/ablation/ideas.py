@@ -163,7 +163,7 @@ def combine(ideas):
 
 # --- Ideas as text: for the process of a run, and to recognise a finished run -------------------------------
 
-# Variants and fields have other names in reports from before they were classes, such as docs/results/claims.
+# Variants and fields have other names in reports from before they were classes, such as docs/results/claims3.
 OLD_VARIANTS = {
     "model.dit.rope=inverse": "InverseDiT", "model.dit.rope=absolute": "AbsolutePositions",
     "model.dit.rope=none": "UnrotatedDiT", "model.dit.qk_norm=none": "NoQKNorm",

@@ -16,7 +16,7 @@ from minltx.ablation.variants import Unconditioned
 from minltx.files import put_in_place
 from minltx.video.plots import save_curves, save_dots
 
-# Levels that had another name when docs/results/claims was stored; their folders keep it.
+# Levels that had another name when docs/results/claims3 was stored; their folders keep it.
 OLD_LEVELS = {"unconditioned": "not told", "conditioned without noise": "told without noise"}
 PERCENT, LUCK = f"{100 * LEVEL:.0f} %", f"{1 - LEVEL:.2g}"
 LEGEND = f"""`0.912 ± 0.021 (+0.036 ± 0.085*)`: mean ± standard deviation over seeds; in brackets
