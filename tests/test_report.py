@@ -64,7 +64,7 @@ def test_the_shipped_toy_is_judged_as_its_stored_report_says(judged):
 def test_a_report_has_the_keys_of_the_stored_ones_and_writes_its_files(judged, tmp_path):
     written = report.write_report(run_in(tmp_path), "python train_tiny.py", *judged)
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(written))
-    stored = json.loads((RESULTS / "long.json").read_text())
+    stored = json.loads((RESULTS / "toy.json").read_text())
     assert written.keys() == stored.keys() and written["parameters"] == stored["parameters"]
     for part in ("vae", "dit", "seconds"):
         assert written[part].keys() == stored[part].keys()

@@ -471,6 +471,27 @@ def test_a_model_keeps_what_its_guidance_compares_with(tmp_path):
     assert not torch.allclose(*videos)
 
 
+def test_a_model_keeps_how_it_samples(tmp_path):
+    """In its file; older files have guidance 3 and no fresh noise. A caller's own values come first."""
+    torch.manual_seed(0)
+    model = ToyModel(replace(SMALL.model, guidance=1.5, stochastic=True)).eval()
+    torch.nn.init.normal_(model.dit.proj_out.weight)
+    save_checkpoint(tmp_path / "new.pt", model)
+    stored = torch.load(tmp_path / "new.pt", weights_only=True)
+    for name in ("guidance", "stochastic"):
+        del stored["config"][name]
+    torch.save(stored, tmp_path / "old.pt")
+    (new, _), (old, _) = (load_checkpoint(tmp_path / f"{name}.pt") for name in ("new", "old"))
+    assert (new.sampling().guidance.cfg, new.sampling().stochastic) == (1.5, True)
+    assert (old.sampling().guidance.cfg, old.sampling().stochastic) == (3.0, False)
+    call = (["a red 7 moving left"], [0], (5, 32, 32))
+    own = {"steps": 3, "guidance": 3.0, "stochastic": False}
+    assert torch.equal(new.generate(*call, **own), old.generate(*call, steps=3))
+    assert not torch.allclose(new.generate(*call, steps=3), old.generate(*call, steps=3))
+    again = old.generate(*call, steps=3, guidance=1.5, stochastic=True)
+    torch.testing.assert_close(new.generate(*call, steps=3), again)
+
+
 def test_equal_data_sets_get_different_clips():
     """So naming a kind twice gives it more clips, not the same ones again. A single set is as before."""
     data, vae = MovingDigits(*draw_digits(100, 0), SMALL.model.data), ToyModel(SMALL.model).vae

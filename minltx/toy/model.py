@@ -112,7 +112,7 @@ class ToyModel(nn.Module):
             lines += caption_warnings(caption, self.words, still=size[0] == 1)
         return lines
 
-    def sampling(self, size=None, steps=None, guidance=None, fps=None, change=None, **more):
+    def sampling(self, size=None, steps=None, guidance=None, fps=None, change=None, stochastic=None, **more):
         """How this model samples a video of size (frames, height, width): `sampler.Sampling`.
 
         None means the model's default. change, in (0, 1], is for video-to-video: start from that time. more:
@@ -125,7 +125,7 @@ class ToyModel(nn.Module):
             schedule = schedule_from(schedule, change)
         return Sampling(schedule, Guidance(self.config.guidance if guidance is None else guidance),
                         self.config.data.fps if fps is None else fps,
-                        **{"stochastic": self.config.stochastic, **more})
+                        stochastic=self.config.stochastic if stochastic is None else stochastic, **more)
 
     def sampling_defaults(self):
         """How this model samples by default, as plain values: for a script, or to be stored in another
