@@ -290,8 +290,10 @@ def test_transformers_share_the_shipped_vae_and_nothing_is_trained_for_them(tmp_
     assert ablation.missing(here, tmp_path, {"decoder"}) == (False, True)
     assert ablation.missing(asked_for("--digits", "mnist"), tmp_path, {"vae"}) == (True, False)
     short = tmp_path / "shared" / "model.pt"
-    for args in (asked_for("--model", "short"), asked_for("--digits", "mnist"),
-                 asked_for("--world", "texture")):
+    texture = asked_for("--world", "texture")
+    assert ablation.shared_model(texture, tmp_path, "dit") == tmp_path / "shared-texture" / "model.pt"
+    assert ablation.missing(texture, tmp_path, {"dit"})[1]
+    for args in (asked_for("--model", "short"), asked_for("--digits", "mnist")):
         assert ablation.shared_model(args, tmp_path, "dit") == short
         assert ablation.missing(args, tmp_path, {"dit"})[1]
         assert not ablation.missing(args, tmp_path, {"vae"})[1]

@@ -21,16 +21,14 @@ from tools.markdown import table
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
 RUNS = {"toy": "**the default**", "toy1": "the default, seed 1", "toy2": "the default, seed 2",
-        "third": "a third of the steps, one thread",
+        "third": "a third of the steps, one thread", "mnist": "the default on real MNIST, one thread",
         "long": "the shipped model: three times the steps, Euler's method",
-        "mnist": "the default on real MNIST, one thread",
         "large": "64x64, two digits, from the shipped model",
         "release03": "the default, 0.3's recipe", "release03_1": "the same, seed 1, one thread",
-        "release03_2": "the same, seed 2, one thread",
-        "release03_third": "a third of the steps, 0.3's recipe",
+        "release03_2": "the same, seed 2, one thread", "release03_third": "a third of the steps, 0.3's recipe",
         "release03_long": "three times the steps, 0.3's recipe",
-        "release03_large": "64x64, two digits, 0.3's recipe", "before": "the default, 0.2's recipe",
-        "before2": "twice the steps, 0.2's recipe"}
+        "release03_large": "64x64, two digits, 0.3's recipe",
+        "before": "the default, 0.2's recipe", "before2": "twice the steps, 0.2's recipe"}
 BUDGETS = {"recipe of today": ("third", "toy", "long"),
            "recipe of 0.3": ("release03_third", "release03", "release03_long"),
            "recipe of 0.2": ("before", "before2")}
@@ -93,7 +91,8 @@ COLUMNS = {
     "image-to-video: every frame, %": number("dit", "image_to_video", "every_frame", unit=0.01),
     "image-to-video: direction, %": number("dit", "image_to_video", "direction", unit=0.01),
     "first frame, dB": first_frame, "PSNR, dB": number("vae", "psnr", form=".2f"),
-    "motion": number("vae", "motion_ratio", form=".3f")}
+    "motion": number("vae", "motion_ratio", form=".3f"),
+    "sampling": lambda run: "noise" if run["dit"].get("stochastic") else "Euler"}
 
 
 def results_table(names, columns):

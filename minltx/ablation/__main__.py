@@ -89,7 +89,12 @@ def shared_model(args, out, stage):
             raise ValueError(f"--model {args.model} is not a file")
         return Path(args.model)
     fits = stage == "dit" and (args.digits, args.world) == ("drawn", "black") and not args.model
-    return SHIPPED if fits else out / "shared" / "model.pt"
+    return SHIPPED if fits else shared_folder(args, out) / "model.pt"
+
+
+def shared_folder(args, out):
+    """Where the short toy of these clips is trained; another world has another one."""
+    return out / ("shared" if args.world == "black" else f"shared-{args.world}")
 
 
 def missing(args, out, stages):
@@ -116,8 +121,9 @@ def prepare(args, out, stages):
         print("training a whole short toy, once: the runs share it", flush=True)
         spec = {"stage": "both", "seed": 0, "digits": args.digits, "world": args.world,
                 "device": args.device}
-        run, _ = train(Idea(), scaled(SHORT, args.shared_budget or 1.0), spec, out / "shared")
-        save_checkpoint(out / "shared" / "model.pt", run.model, half=True)
+        folder = shared_folder(args, out)
+        run, _ = train(Idea(), scaled(SHORT, args.shared_budget or 1.0), spec, folder)
+        save_checkpoint(folder / "model.pt", run.model, half=True)
     return {"prompts": args.prompts, "digits": args.digits, "world": args.world, "device": args.device,
             "classifier": str(classifier.resolve()), "latents": str((out / "latents").resolve())}
 
@@ -279,7 +285,8 @@ def options():
         help="training time of a default run; measured once, then stored")
     add("--budget", type=BUDGET, help="or: times the usual length of a run (default: 1)")
     add("--shared-budget", type=BUDGET,
-        help="the same for the short toy that stage decoder and digits of your own need (default: 1)")
+        help="the same for the short toy that stage decoder, digits of your own and other worlds need "
+        "(default: 1)")
     add("--jobs", type=whole(1, 256), default=1, help="runs at a time; they share the cores (default: 1)")
     add("--prompts", type=whole(2, 100_000), default=100,
         help="held-out prompts to judge by (default: %(default)s)")

@@ -143,7 +143,8 @@ def train(idea, settings, spec, folder):
     if stage == "decoder":
         take_all_but_the_decoder(model, spec["model"])
     begun = (folder / "checkpoint.pt").exists()
-    run = Run(folder, model, settings, seed, spec["digits"], World(device), resume=begun)
+    source = spec["digits"] if spec["world"] == "black" else f"{spec['digits']} on photographs"
+    run = Run(folder, model, settings, seed, source, World(device), resume=begun)
     if stage != "dit" and "vae" not in run.stages_done:
         train_vae(run, model, [data], held_out, idea.vae_objective,
                   build_critics(settings, data, seed, device, discriminator_class=idea.discriminator))

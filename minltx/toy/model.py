@@ -48,7 +48,7 @@ class ModelConfig:
     def __post_init__(self):
         require.choice("negative", self.negative, NEGATIVES)
         require.number("guidance", self.guidance, 0, 100)
-        require.choice("stochastic", self.stochastic, (False, True))
+        require.require(isinstance(self.stochastic, bool), "stochastic", self.stochastic, "True or False")
 
 
 class ToyModel(nn.Module):

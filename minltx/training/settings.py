@@ -84,14 +84,13 @@ RANGES = {**{name: (require.whole, 1, 10**9) for name in ("discriminator_width",
           "ema": (require.number, 0, 0.999999), "token_drop": (require.number, 0, 0.99)}
 
 TOY = Settings(model=ModelConfig(
-    data=DataConfig(),
+    data=DataConfig(), negative="motion", guidance=2.0, stochastic=True,
     vae=VAEConfig(latent_channels=4, patch=2, encoder_width=32, decoder_width=64,
                   encoder_blocks=(("down", (2, 2, 2), 64), ("res", 1), ("down", (2, 2, 2), 64), ("res", 1)),
                   decoder_blocks=(("res", 2), ("up", (2, 2, 2), 32), ("res", 2), ("up", (2, 2, 2), 16),
                                   ("res", 1))),
     dit=DiTConfig(latent_channels=4, width=128, depth=6, heads=8, text_width=64, stride=(4, 8, 8),
-                  max_position=(2.0, 64.0, 64.0), theta=10.0),      # RoPE for clips of 2 s and 64 pixels
-    negative="motion", guidance=2.0, stochastic=True),
+                  max_position=(2.0, 64.0, 64.0), theta=10.0)),     # RoPE for clips of 2 s and 64 pixels
     dit_steps=1200, time_offset=-0.3, motion_captions=0.1, curriculum=((1, 0.25), (9, 0.2)))
 
 # The same with guidance away from the null caption alone, and without fresh noise while sampling, as in the
@@ -102,12 +101,11 @@ WITH_NULL = replace(TOY, model=replace(TOY.model, **AS_THE_PAPER), motion_captio
 # 64x64 and two digits, from the shipped model's weights: its encoder stays, its decoder gets used to larger
 # frames, and the transformer learns from several sizes and numbers of digits in turn. Two thirds of its steps
 # have clips of the target: 64x64 with two digits.
-LARGE = replace(WITH_NULL, start="shipped", freeze_encoder=True, loss=LossConfig(),
-                model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=2),
-                              shapes=((17, 64, 64), (17, 72, 72), (17, 32, 32)),
-                              guidance=2.0, stochastic=True), latents=12000, dit_batch=24,
-                vae_phases=((9, 6, 100), (17, 4, 300)), dit_steps=2500, dit_lr=0.015, dit_adam_lr=1.5e-3,
-                clip_variants=4 * ((17, 64, 16.0, 2),) + ((17, 72, 16.0, 2), (17, 32, 16.0, 1)))
+LARGE = replace(WITH_NULL, start="shipped", freeze_encoder=True, loss=LossConfig(), latents=12000,
+                model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=2), guidance=2.0,
+                              stochastic=True, shapes=((17, 64, 64), (17, 72, 72), (17, 32, 32))),
+                vae_phases=((9, 6, 100), (17, 4, 300)), dit_steps=2500, dit_batch=24, dit_lr=0.015,
+                clip_variants=4 * ((17, 64, 16.0, 2),) + ((17, 72, 16.0, 2), (17, 32, 16.0, 1)), dit_adam_lr=1.5e-3)
 
 # 64x64 for a folder of clips, from random weights.
 CLIPS = replace(WITH_NULL, model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=0)),

@@ -327,6 +327,7 @@ MODEL = named(lambda *keys: changed(put(*keys)), (
     ("config", "stored_text", 1), ("config", "words", "x"), ("config", "words", [7]),
     ("config", "words", ["<pad>", "<nothing>", "<unknown>", "\x1b[2J"]), ("config", "shapes", [[17, 32]]),
     ("config", "words", ["<pad>", "<nothing>", "<unknown>", "red", "red"]), ("config", "shapes", 10**12),
+    ("config", "guidance", NAN), ("config", "guidance", "much"), ("config", "stochastic", 1),
     ("config", "shapes", [[17, 32, NAN]]), ("config", []), ("model", []), ("model", {}),
     ("format", "minltx-9"),
     ("model", "text.positions", spread(0.0)), ("model", "text.positions", torch.full((16, 64), NAN)),
