@@ -25,7 +25,7 @@ RUNS = {"toy": "**the default**", "toy1": "the default, seed 1", "toy2": "the de
         "long": "the shipped model: three times the steps, Euler's method",
         "large": "64x64, two digits, from the shipped model",
         "release03": "the default, 0.3's recipe", "release03_1": "the same, seed 1, one thread",
-        "release03_2": "the same, seed 2, one thread", "release03_third": "a third of the steps, 0.3's recipe",
+        "release03_2": "the same, seed 2, one thread", "release03_third": "0.3's recipe, a third of it",
         "release03_long": "three times the steps, 0.3's recipe",
         "release03_large": "64x64, two digits, 0.3's recipe",
         "before": "the default, 0.2's recipe", "before2": "twice the steps, 0.2's recipe"}

@@ -28,7 +28,7 @@ from minltx.dit import DiT
 from minltx.evaluation.report import judge, table, write_report
 from minltx.toy.captions import StoredText, learn_words, most_words, split_words
 from minltx.toy.data import MovingDigits, load_digits
-from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint, start_from
+from minltx.toy.model import ModelConfig, ToyModel, load_checkpoint, save_checkpoint, start_from
 from minltx.training import memory, parallel
 from minltx.training.endings import end, one_line
 from minltx.training.latents import (check_latents, clip_variants, latent_cache, measure_latents, read_vae,
@@ -36,7 +36,7 @@ from minltx.training.latents import (check_latents, clip_variants, latent_cache,
 from minltx.training.loops import build_critics, train_dit, train_vae
 from minltx.training.page import Page
 from minltx.training.run import Run
-from minltx.training.settings import AS_THE_PAPER, PRESETS, scaled
+from minltx.training.settings import PRESETS, scaled
 from minltx.vae import VideoVAE
 from minltx.video.clips import open_folder, parse_buckets
 
@@ -98,11 +98,10 @@ def clips_data(args, settings):
     data = replace(settings.model.data, frames=c.frames, size=c.size, digits=0, digit_size=0)
     # The weight of bright pixels is meant for objects on black, and captions of any words do not say which of
     # them are about the motion.
-    model = replace(settings.model, data=data, stored_text=bool(text), **AS_THE_PAPER,
-                    words=() if text else words_of(training),
-                    shapes=tuple(folder.config.clip_shape for folder in training))
-    settings = replace(settings, model=model, motion_captions=0.0,
-                       loss=replace(settings.loss, foreground=0.0))
+    shapes = tuple(folder.config.clip_shape for folder in training)
+    model = ModelConfig(data, settings.model.vae, settings.model.dit, bool(text),
+                        () if text else words_of(training), shapes)
+    settings = replace(settings, model=model, motion_captions=0.0, loss=replace(settings.loss, foreground=0))
     return Data(training, training, held_out[0], text), settings
 
 

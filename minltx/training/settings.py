@@ -93,10 +93,10 @@ TOY = Settings(model=ModelConfig(
                   max_position=(2.0, 64.0, 64.0), theta=10.0)),     # RoPE for clips of 2 s and 64 pixels
     dit_steps=1200, time_offset=-0.3, motion_captions=0.1, curriculum=((1, 0.25), (9, 0.2)))
 
-# The same with guidance away from the null caption alone, and without fresh noise while sampling, as in the
-# paper: what the other presets do. (The large one samples with less guidance and fresh noise.)
-AS_THE_PAPER = {"negative": "nothing", "guidance": 3.0, "stochastic": False}
-WITH_NULL = replace(TOY, model=replace(TOY.model, **AS_THE_PAPER), motion_captions=0.0, time_offset=0.0)
+# The same with guidance away from the null caption alone, and Euler's method, as in the paper: what the other
+# presets do. (The large one samples with less guidance and fresh noise.)
+WITH_NULL = replace(TOY, model=ModelConfig(TOY.model.data, TOY.model.vae, TOY.model.dit),
+                    motion_captions=0.0, time_offset=0.0)
 
 # 64x64 and two digits, from the shipped model's weights: its encoder stays, its decoder gets used to larger
 # frames, and the transformer learns from several sizes and numbers of digits in turn. Two thirds of its steps
@@ -105,7 +105,8 @@ LARGE = replace(WITH_NULL, start="shipped", freeze_encoder=True, loss=LossConfig
                 model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=2), guidance=2.0,
                               stochastic=True, shapes=((17, 64, 64), (17, 72, 72), (17, 32, 32))),
                 vae_phases=((9, 6, 100), (17, 4, 300)), dit_steps=2500, dit_batch=24, dit_lr=0.015,
-                clip_variants=4 * ((17, 64, 16.0, 2),) + ((17, 72, 16.0, 2), (17, 32, 16.0, 1)), dit_adam_lr=1.5e-3)
+                dit_adam_lr=1.5e-3,
+                clip_variants=4 * ((17, 64, 16.0, 2),) + ((17, 72, 16.0, 2), (17, 32, 16.0, 1)))
 
 # 64x64 for a folder of clips, from random weights.
 CLIPS = replace(WITH_NULL, model=replace(WITH_NULL.model, data=DataConfig(size=64, digits=0)),
