@@ -20,7 +20,7 @@ from minltx.command import BUDGET, COUNT, SEED, Parser, device_name, new_folder,
 from minltx.evaluation.report import judge, table, write_report
 from minltx.toy.data import load_digits
 from minltx.toy.model import ToyModel, load_checkpoint, save_checkpoint, start_from
-from minltx.toy.texture import make_world
+from minltx.toy.texture import clips_named, make_world
 from minltx.training.endings import one_line
 from minltx.training.latents import clip_variants, encode_variants, measure_latents
 from minltx.training.loops import build_critics, train_dit, train_vae
@@ -52,7 +52,7 @@ def train(args, command):
     model = ToyModel(settings.model).to(device)
     if settings.start:
         start_from(model, settings.start)
-    source = args.digits if args.world == "black" else f"{args.digits} on {args.photos or 'photographs'}"
+    source = clips_named(args.digits, args.world, args.photos)
     run = Run(out, model, settings, seed, source, World(device), args.resume)
     if report := run.finished(["vae", "dit"]):
         print(f"{out} is finished, with its report: for another run name another folder with --out")

@@ -329,7 +329,7 @@ def recipe_of_0_2(preset):
                    vae_phases=((1, 32, 200), (9, 12, 400), (17, 8, 250)))
 
 
-SEEDS = {name + end: int(end[-1]) for name in ("toy", "release03_") for end in ("1", "2")}
+SEEDS = {"toy1": 1, "toy2": 2, "release03_1": 1, "release03_2": 2}
 OLDER = {"long": with_euler,
          **{name: recipe_of_0_3 for name in tables.RUNS if name.startswith("release03")},
          "release03_large": large_of_0_3,

@@ -21,7 +21,7 @@ from minltx.losses import kl_divergence
 from minltx.sampler import decode, sample_latent, seeded_noise
 from minltx.toy.data import EVALUATION, MovingDigits, caption, load_digits, rng
 from minltx.toy.model import load_checkpoint
-from minltx.toy.texture import make_world
+from minltx.toy.texture import clips_named, make_world
 from minltx.training.latents import (LatentCache, batch_of_latents, clip_variants, encode_variants,
                                      latent_cache, measure_latents, take_vae)
 from minltx.training.loops import build_critics, train_dit, train_vae
@@ -143,7 +143,7 @@ def train(idea, settings, spec, folder):
     if stage == "decoder":
         take_all_but_the_decoder(model, spec["model"])
     begun = (folder / "checkpoint.pt").exists()
-    source = spec["digits"] if spec["world"] == "black" else f"{spec['digits']} on photographs"
+    source = clips_named(spec["digits"], spec["world"])
     run = Run(folder, model, settings, seed, source, World(device), resume=begun)
     if stage != "dit" and "vae" not in run.stages_done:
         train_vae(run, model, [data], held_out, idea.vae_objective,
@@ -189,8 +189,8 @@ def train_and_judge(spec, folder):
     run, held_out = train(idea, settings_for(idea, stage, spec["budget"] * default_cost / cost), spec, folder)
     figures, more = judge(run, held_out, spec)
     return {"stage": stage, "level": spec["level"], **identity_in(spec), "seed": spec["seed"],
-            "budget": spec["budget"], "digits": spec["digits"],
-            "world": spec["world"], "settings": run.identity["settings"], "step_cost": cost / default_cost,
+            "budget": spec["budget"], "digits": spec["digits"], "world": spec["world"],
+            "settings": run.identity["settings"], "step_cost": cost / default_cost,
             "petaflops": spec["budget"] * default_cost / 1e15, "hardware": hardware(run.device),
             "seconds": run.seconds, "judge": JUDGE, "figures": figures, **more}
 

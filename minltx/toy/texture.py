@@ -146,6 +146,11 @@ def crops(picture, corners, size):
     return F.grid_sample(picture.expand(len(corners), 1, -1, -1), grid, align_corners=False)[:, 0]
 
 
+def clips_named(digits, world, photos=None):
+    """In words, from which digits and over what a run's clips are made: a resumed run must have the same."""
+    return digits if world == "black" else f"{digits} on {photos or 'photographs'}"
+
+
 def make_world(world, photos, digits, other_digits, config):
     """"black" or "texture" (over photographs, of the folder `photos` or matplotlib's) -> the clips of the
     digits (images, labels), those of other digits. Raises ValueError for a folder without photographs."""

@@ -375,11 +375,11 @@ def pointer(text):
     return lambda path: (path.parent.parent / "run.json").write_text(text)
 
 
-SHARDS |= {f"run.json: {text:.50}": pointer(text) for text in (
+SHARDS |= named(lambda name, text: pointer(text), [("run.json", text) for text in (
     "", "{", "[]", "null", "7", '{"folder": "shards-0-2"}', '{"folder": "../../tmp", "parts": 1}',
     '{"folder": "shards-0-2/../..", "parts": 1}', '{"folder": "/", "parts": 1}', '{"folder": 1, "parts": 1}',
     '{"folder": "shards-0-2", "parts": 2}', '{"folder": "shards-0-2", "parts": 1e9}',
-    '{"folder": "shards-0-2", "parts": "x"}', '{"folder": "shards-9-9", "parts": 1}', "[" * 10**5)}
+    '{"folder": "shards-0-2", "parts": "x"}', '{"folder": "shards-9-9", "parts": 1}', "[" * 10**5)])
 
 
 def tensors_of(path):
