@@ -155,7 +155,7 @@ def schedule(times_):
     times("the schedule", times_.cpu())
 
 
-def sampling(c, noise, text, null_text, s):
+def sampling(c, noise, text, null_text, s, conditions=(), generators=None):
     """Raises ValueError for wrong arguments of sampler.sample_latent; the config of another network may lack
     these fields."""
     shape("noise", noise, "B", getattr(c, "latent_channels", "C"), "f", "h", "w")
@@ -170,6 +170,10 @@ def sampling(c, noise, text, null_text, s):
     for pair in (text, null_text):
         if pair is not None:
             caption(*pair, getattr(c, "text_width", "width"), len(noise))
+    draws = s.stochastic or any(given.frame > 0 or s.condition_noise > 0 for given in conditions)
+    if draws and len(generators or ()) != len(noise):
+        raise ValueError(f"there are {len(generators or ())} generators for {len(noise)} samples: stochastic "
+                         "steps, condition_noise and conditions after frame 0 draw noise from one each")
 
 
 def mixable(latent, noise, noise_scale):

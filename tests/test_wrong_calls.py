@@ -88,11 +88,12 @@ def call_dit(toy, latent=(2, 4, 2, 2, 2), t=(0.5, 0.5), text=(2, 3, 64), mask=((
 
 
 def call_sampler(toy, noise=(1, 4, 2, 2, 2), text=(1, 3, 64), mask=(1, 3), null=(1, 3, 64), guidance=None,
-                 conditions=(), **fields):
+                 conditions=(), generators=None, **fields):
     guidance = guidance or Guidance(3.0)
     sampling = Sampling(**{"schedule": SCHEDULE, "guidance": guidance, "fps": 16.0, **fields})
     pair = None if null is None else (z(*null), torch.ones(null[:2]))
-    return sample_latent(toy.dit, z(*noise), (z(*text), torch.ones(mask)), pair, sampling, conditions)
+    return sample_latent(toy.dit, z(*noise), (z(*text), torch.ones(mask)), pair, sampling, conditions,
+                         generators=generators)
 
 
 def generated(toy, texts=("a red 7",), seeds=(0,), **how):
@@ -155,6 +156,10 @@ ENTRIES = [
                 [[1.0, 0.0]], [])],
     *[(sample_latent, lambda toy, v=v: call_sampler(toy, **v), next(iter(v))) for v in (
         {"decode_t": 2.0}, {"decode_t": NAN}, {"decode_noise": -1.0}, {"condition_noise": NAN})],
+    *[(sample_latent, lambda toy, v=v: call_sampler(toy, **v), "generators for 1 samples") for v in (
+        {"stochastic": True}, {"stochastic": True, "generators": [torch.Generator()] * 2},
+        {"conditions": [Condition(z(1, 4, 1, 2, 2), 8)]},
+        {"conditions": [Condition(z(1, 4, 1, 2, 2))], "condition_noise": 0.1})],
     *[(check_condition, lambda toy, v=v: check_condition(Condition(z(1, 4, 2, 4, 4), *v), *GRID), "")
       for v in ((17,), (-4,), (2,), (0, 1.5), (0, -0.1), (0, NAN))],
     (check_condition, lambda toy: check_condition(Condition(z(1, 4, 1, 3, 4)), *GRID), "resize"),
