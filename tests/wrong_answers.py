@@ -101,7 +101,7 @@ WRONG = {
         ("def answer(velocity, z, schedule):\n"
          "    for a, b in zip(schedule[:-1], schedule[1:]):\n"
          "        z = z + velocity(z, a.expand(len(z))).mul_(b - a)\n"
-         "    return z\n", "RuntimeError"),
+         "    return z\n", "do not write"),
         ("def answer(velocity, z, schedule):\n"
          "    for t, s in zip(schedule, schedule[1:]):\n"
          "        z = z + (t - s) * velocity(z, t.expand(len(z)))\n"
@@ -143,6 +143,17 @@ WRONG = {
          "    v = velocity(z, schedule[0].expand(len(z)))\n"
          "    return z + (schedule[-1] - schedule[0]) * v\n", "again at every step"),
         ("def answer(velocity, z, schedule):\n"
+         "    dt = 1 / (len(schedule) - 1)\n"
+         "    for t in schedule[:-1]:\n"
+         "        z = z - dt * velocity(z, t.expand(len(z)))\n"
+         "    return z\n", "not equal"),
+        ("def answer(velocity, z, schedule):\n"
+         "    for t, s in zip(schedule, schedule[1:]):\n"
+         "        v = velocity(z, t.expand(len(z)))\n"
+         "        v *= s - t\n"
+         "        z = z + v\n"
+         "    return z\n", "do not write"),
+        ("def answer(velocity, z, schedule):\n"
          "    steps = torch.linspace(1, 0, len(schedule))\n"
          "    for t, s in zip(steps, steps[1:]):\n"
          "        z = z + (s - t) * velocity(z, t.expand(len(z)))\n"
@@ -150,6 +161,10 @@ WRONG = {
         ("def answer(velocity, z, schedule):\n"
          "    for t, s in zip(schedule, schedule[1:]):\n"
          "        z = z + (s - t) * velocity(z, torch.full((4,), float(t)))\n"
+         "    return z\n", "RuntimeError"),
+        ("def answer(velocity, z, schedule):\n"
+         "    for t, s in zip(schedule, schedule[1:]):\n"
+         "        z = z + (s - t) * velocity(z, torch.zeros(len(z)) + t)\n"
          "    return z\n", "not on a GPU"),
     ],
     "A1.7": [
@@ -175,6 +190,7 @@ WRONG = {
          "reduction='sum')", "not their sum"),
         ("lambda net, x0, noise, t: F.mse_loss(net(interpolate(noise, x0, t), 1 - t), noise - x0)",
          "repair the path"),
+        ("lambda net, x0, noise, t: F.mse_loss(net(interpolate(noise, x0, t), t), x0 - noise)", "now agree"),
     ],
     "A2.1": [
         ("lambda x, p: x.reshape(x.shape[0], -1, x.shape[2], x.shape[3] // p, x.shape[4] // p)",
@@ -279,7 +295,10 @@ WRONG = {
         ("lambda f, fps: (f * 8 - 7).clamp(min=0)", "still frames"),
         ("lambda f, fps: (f * 8 - 7).abs() / fps", None),
         ("lambda f, fps: ((f - 1) * 8 + 1).clamp(0, 20) / fps", None),
-        ("lambda f, fps: torch.arange(len(f)).mul(8).sub(7).clamp(min=0) / fps", "not on a GPU"),
+        ("lambda f, fps: torch.arange(len(f)).mul(8).sub(7).clamp(min=0) / fps", "the numbers in `frames`"),
+        ("lambda f, fps: torch.cat([torch.zeros(1), (f[1:] * 8 - 7).clamp(min=0) / fps])",
+         "the numbers in `frames`"),
+        ("lambda f, fps: torch.maximum(f * 8 - 7, torch.zeros(len(f))) / fps", "not on a GPU"),
         ("lambda f, fps: (f * 8 - 7).clamp(min=0) // fps", "not //"),
     ],
     "A3.2": [
@@ -313,11 +332,19 @@ WRONG = {
         ("lambda x, c, s: (x * c + turned(x) * s).detach()", "no gradient"),
         ("lambda x, c, s: x * c + turned(x).detach() * s", "detached"),
         ("lambda x, c, s: x * c + turned(x)", None),
+        ("lambda x, c, s: x * c + torch.cat([-x[..., 1::2], x[..., ::2]], -1) * s", "to each other again"),
+        ("def answer(x, c, s):\n"
+         "    (a, b), half = (x[..., ::2], x[..., 1::2]), x.shape[-1] // 2\n"
+         "    c, s = c[:, :half], s[:, :half]\n"
+         "    return torch.stack([a * c - b * s, a * s + b * c], -1).flatten(-2)\n", "twice in a row"),
     ],
     "A3.4": [
         ("lambda x: F.normalize(x, dim=-1)", "not their sum"),
         ("lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-6)", "LayerNorm"),
         ("lambda x: x / x.norm(dim=-1, keepdim=True)", "not their sum"),
+        ("lambda x: F.normalize(x, dim=-1) * x.shape[-1] ** 0.5", "is not the same"),
+        ("lambda x: x / x.square().mean(-1, keepdim=True).clamp_min(1e-6).sqrt()", "is not the same"),
+        ("lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-8).sqrt()", "root is 1e-6"),
         ("lambda x: x / x.square().mean(-1, keepdim=True)", "by the root"),
         ("lambda x: x / x.square().mean(-1, keepdim=True).sqrt()", "nan"),
         ("lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()", "root is 1e-6"),

@@ -266,6 +266,9 @@ def verdict(task, calls, outcomes):
             return (f"the first calls were correct, and then: {problem}, {where}. Does it keep old values, "
                     "or is it wrong for some values only?")
         return f"{problem}, {where}"
+    if any(outcome["away"] for outcome in outcomes):
+        return ("the values are correct, but not on a GPU: a new tensor is made on the CPU. Give it the "
+                "inputs' device, such as device=x.device")
     return None
 
 
@@ -287,9 +290,6 @@ def problem_of(c, call, outcome, right):
                 "and numpy")
     if call.gradients and not close(outcome["gradients"], right["gradients"], 1e-4):
         return "the values are correct, but the gradient is not: is a part of it detached?"
-    if outcome["away"]:
-        return ("the values are correct, but not on a GPU: a new tensor is made on the CPU. Give it the "
-                "inputs' device, such as device=x.device")
     return None
 
 
@@ -375,6 +375,8 @@ def difference(answer, expected, tolerance):
     shown = next((s for s in ([f"{x:.{n}g}" for x in pair] for n in (4, 7)) if s[0] != s[1]), pair)
     if expected.dtype == torch.bool:
         shown = pair
+    if not expected.ndim:
+        return f"expected {shown[0]}, got {shown[1]}"
     return (f"{off.sum()} of {off.numel()} values are wrong; at index {index} expected {shown[0]}, "
             f"got {shown[1]}")
 
@@ -384,13 +386,17 @@ def kind_of(value):
 
 
 def describe(c, call):
-    """The inputs of a call in words: "for x0 (3, 2) and t 0.5"."""
+    """The inputs of a call in words: "for x0 (3, 2), t (3,) [0.5, 0, 1], fps 24.0"."""
     shown = []
     for name, a in zip(signature(c.reference).parameters, call.arguments):
         if torch.is_tensor(a):
-            shown.append(f"{name} {tuple(a.shape)}" + (" float64" if a.dtype == torch.float64 else ""))
-        elif not callable(a):
-            shown.append(f"{name} {a!r}"[:60])
+            name += f" {tuple(a.shape)}" + (" float64" if a.dtype == torch.float64 else "")
+        elif not isinstance(a, list):
+            name += f" {a!r}"[:60]
+        if isinstance(a, list) or torch.is_tensor(a) and a.ndim == 1:
+            name += f" [{', '.join([*(f'{x:.4g}' for x in a[:6]), *['...'] * (len(a) > 6)])}]"
+        if not callable(a):
+            shown.append(name)
     return f"for {', '.join(shown)}"
 
 

@@ -101,6 +101,14 @@ def euler_with(step):
     return run
 
 
+def equal_steps(length):
+    """Euler's method with steps of one length, length(schedule)."""
+    def run(velocity, z, schedule):
+        step = length(schedule)
+        return euler_with(lambda v, z, t, t_next: z - step * v(z, t))(velocity, z, schedule)
+    return run
+
+
 def training_loss(network, x0, noise, t):
     """One step of flow matching: the network's velocity at a point of the path, against the true one."""
     return loss_with(flow.interpolate)(network, x0, noise, t)
@@ -209,8 +217,12 @@ A1 = {
         "the last step is missing: it ends at the last time": lambda v, z, s: sampler.euler(v, z, s[:-1]),
         "the first step is missing: it begins at the first time": lambda v, z, s: sampler.euler(v, z, s[1:]),
         "the step is t_next - t, not t": euler_with(lambda v, z, t, s: z - t[:, None] * v(z, t)),
-        "each step has its own length, t_next - t; the steps are not equal":
+        "each step has its own length, t_next - t; the steps are not equal": (
             lambda v, z, s: euler_with(lambda v, z, t, n: z - v(z, t) / (len(s) - 1))(v, z, s),
+            *map(equal_steps, (lambda s: 1 / (len(s) - 1), lambda s: 1 / len(s), lambda s: s[0] - s[1],
+                               lambda s: (s[0] - s[-1]) / (len(s) - 1), lambda s: (s[0] - s[-1]) / len(s)))),
+        "do not write into what `velocity` returns: it may use it again":
+            euler_with(lambda v, z, t, s: z + v(z, t).mul_((s - t)[:, None])),
         "the loop returns after its first step: the return belongs after the loop":
             lambda v, z, s: sampler.euler(v, z, s[:2]) if len(s) > 1 else None}, (1,)),
     "A1.7": Check("training_loss", 2, training_loss, lambda g: [
@@ -222,11 +234,13 @@ A1 = {
         "the target is now the wrong one: it was noise - x0":
             loss_with(flow.interpolate, target=lambda x0, noise: x0 - noise),
         "repair the path, not the network's time": loss_with(backwards, lambda t: 1 - t),
+        "path and target now agree, but with t = 0 as noise: repair the path and keep the target":
+            loss_with(backwards, target=lambda x0, noise: x0 - noise),
         "the network's time must be that of its point": loss_with(flow.interpolate, lambda t: 1 - t),
         "the target is the velocity, not the noise": loss_with(flow.interpolate, target=lambda x0, n: n),
         "use the squared error, not the absolute error":
             loss_with(flow.interpolate, mean=lambda d: d.abs().mean()),
-        "the mean of the squared errors over all numbers, not their sum": tuple(
+        "the mean of the squared errors over all numbers, coordinates too, not their sum": tuple(
             loss_with(point, mean=mean) for point in (flow.interpolate, backwards)
             for mean in (lambda d: d.square().sum(), lambda d: d.square().sum(-1).mean()))}, (1, 2)),
 }
@@ -256,7 +270,11 @@ def norm_mistakes(axis, eps):
     e, several = float(eps), {
         f"zeros become nan: add {eps} inside the root": [lambda x, m: m],
         f"add {eps} inside the root, not to the root": [lambda x, m: (m.sqrt() + e) ** 2],
-        f"the number inside the root is {eps}": [lambda x, m: m + 1e-5, lambda x, m: m + 2**-23],
+        f"the number inside the root is {eps}": [
+            lambda x, m: m + 1e-5, lambda x, m: m + 2**-23, lambda x, m: m + e / 100],
+        f"add {eps} to the mean square: less, or only keeping it from 0, is not the same": [
+            lambda x, m: m.clamp(min=e), lambda x, m: m.clamp(min=e**2),
+            lambda x, m: m.clamp(min=1e-24 / x.shape[axis])],
         "divide by the root of the mean square": [lambda x, m: (m + e) ** 2, lambda x, m: m**2],
         "divide by the root, do not multiply by it": [lambda x, m: 1 / (m + e)],
         "use the mean of the squares, not their sum": [
@@ -518,6 +536,10 @@ A3 = {
         "these are still frames, not seconds: divide by fps": lambda f, fps: (8 * f - 7).clamp(min=0),
         "a latent frame covers 8 pixel frames": lambda f, fps: f / fps,
         "seconds are not whole numbers: use /, not //": lambda f, fps: (8 * f - 7).clamp(min=0) // fps,
+        "use the numbers in `frames`: they need not be 0, 1, 2, ..., nor begin with 0":
+            (lambda f, fps: torch.cat([0 * f[:1], (8 * f[1:] - 7).clamp(min=0)]) / fps,
+             lambda f, fps: torch.cat([0 * f[:1], 8 * f[1:] - 7]) / fps,
+             lambda f, fps: (8 * torch.arange(len(f)).to(f) - 7).clamp(min=0) / fps),
         "latent frame 1 begins at pixel frame 1, latent frame 2 at 9: 8 f - 7":
             (lambda f, fps: (8 * f - 8).clamp(min=0) / fps, lambda f, fps: (8 * f + 1) / fps),
         "the first latent frame covers 1 pixel frame, so the others begin 7 earlier, not 1":
@@ -542,6 +564,10 @@ A3 = {
         "both channels of a pair change: (a, b) -> (a cos - b sin, b cos + a sin)": lambda x, c, s: x * c,
         "pairs must stay neighbours: stack a and b on a new last axis and flatten, do not concatenate":
             lambda x, c, s: torch.cat([rope.rotate(x, c, s)[..., i::2] for i in (0, 1)], dim=-1),
+        "put -b and a next to each other again: stack them on a new last axis, then flatten":
+            lambda x, c, s: x * c + torch.cat([-x[..., 1::2], x[..., 0::2]], dim=-1) * s,
+        "the tables contain each cosine twice in a row: take every second one, cos[..., ::2]":
+            lambda x, c, s: rope.rotate(x, *(y.chunk(2, -1)[0].repeat_interleave(2, -1) for y in (c, s))),
         "a rotation swaps the pair and flips one sign; yours does not": lambda x, c, s: x * c + x * s,
         "one minus is missing: (a, b) -> (a cos - b sin, b cos + a sin)":
             lambda x, c, s: x * c + x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) * s,
@@ -590,8 +616,8 @@ A3 = {
         "nothing is repaired yet": masked_with(no_bias, zeroed, 1),
         "one error is left: the weights of the remaining words must add up to 1, so mask before the softmax":
             masked_with(no_bias, zeroed),
-        "one error is left: the softmax runs over the words of the caption": masked_with(axis=1),
-        "a caption without any word gives nan: use a bias of -10000, not -inf": without_padding,
+        "one error is left: the softmax must run over the words of the caption": masked_with(axis=1),
+        "a caption without any word gives nan: the bias must be -10000, not -inf": without_padding,
         "a caption without any word must give what it gives without a mask: use a bias of -10000":
             lambda *arguments: without_padding(*arguments).nan_to_num(),
         "add -10000 to a score: with a number of larger size, or instead of the score, all words of an empty "
