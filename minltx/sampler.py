@@ -183,8 +183,8 @@ def sample_latent(dit, noise, text, null_text, sampling, conditions=(), start=No
     guidance. conditions are `Condition`s. start (B, C, f, h, w) is a latent to change, noised to
     schedule[0]: video-to-video. generators, one per sample, draw all further noise: of extra tokens, of
     stochastic steps, of condition_noise. Without any of these they may be None. Raises ValueError for other
-    shapes, a schedule that does not fall, guidance that is not finite, generators that are not one per sample,
-    and as `check_condition` does.
+    shapes, a schedule that does not fall, guidance that is not finite, generators that are not one per
+    sample, and as `check_condition` does.
     """
     require.sampling(dit.config, noise, text, null_text, sampling, conditions, generators)
     s, z = sampling, flatten_latent(noise)                                                # (B, N, C)

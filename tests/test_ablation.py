@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -127,20 +128,22 @@ def test_references_are_shared_and_a_grid_is_a_product():
     assert ablation.plan(stages, 1, grid=True)[0][-1][2] == "both"
 
 
-@pytest.mark.parametrize("name, at_least, seeds", [("claims", 10, 5), ("claims3", 7, 3)])
-def test_the_stored_claims_count_as_done_and_their_table_is_recounted(name, at_least, seeds):
-    """The verdicts follow from the reports. Those of "claims3" are older than the names of today's fields and
-    levels."""
+@pytest.mark.parametrize("name, at_least", [("claims", 10), ("texture", 6), ("decoders", 2),
+                                            ("coordinates", 1)])
+def test_the_stored_claims_count_as_done_and_their_table_is_recounted(name, at_least):
+    """The verdicts follow from the reports."""
     folder = RESULTS / name
     asked = json.loads((folder / "asked.json").read_text())
+    args = asked_for(*shlex.split(asked["command"])[3:])
     chosen = dict(map(switches.parse_switch, asked["switches"]))
     rows, runs = ablation.plan(chosen, asked["seeds"], asked["grid"])
-    assert len(chosen) >= at_least and asked["seeds"] >= seeds
+    assert len(chosen) >= at_least and asked["seeds"] >= 5 and args.switches == asked["switches"]
     found = verdicts.read(folder, rows)                            # of some rows more seeds than asked for
     kept = {verdicts.folder_of(*row, seed) for row in rows for seed in range(len(found[row[:2]]))}
     assert kept >= {*runs} and len(kept) == len(list(folder.glob("*/*/seed*/report.json")))
     for where, (_, _, stage, idea, seed) in runs.items():
-        assert ablation.is_done(folder / where, idea, switches.LENGTH[stage])
+        budget = (args.budget or 1.0) * switches.LENGTH[stage]
+        assert ablation.is_done(folder / where, idea, budget, args.digits, args.world)
         report = json.loads((folder / where / "report.json").read_text())
         settings = switches.settings_for(idea, stage, report["budget"] / report["step_cost"])
         assert stored(settings) == from_stored(report["settings"])[0] and report["seed"] == seed
@@ -218,8 +221,8 @@ def test_only_pairs_that_attend_are_charged(small):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["claims3/vae/gan=reconstruction", "claims3/vae/gan=ordinary",
-                                   "claims3/decoder/decoder=plain", "claims/dit/attention=space-time",
+@pytest.mark.parametrize("where", ["texture/vae/gan=reconstruction", "texture/vae/gan=ordinary",
+                                   "decoders/decoder/decoder=plain", "claims/dit/attention=space-time",
                                    "claims/dit/token-drop=0.2"])
 def test_steps_cost_what_they_cost_in_the_stored_claims(where):
     report = json.loads((RESULTS / where / "seed0" / "report.json").read_text())
@@ -497,6 +500,8 @@ def test_a_level_of_another_frame_rate_is_judged_by_its_speeds(small, tmp_path, 
     report = runner.train_and_judge({**spec, "prompts": 4}, tmp_path / "run")
     assert list(report["speeds"]) == ["16.0", "20.0", "24.0", "28.0", "32.0"]
     assert report["figures"]["speed error"] > 0 and report["idea"] == ["FramesNotSeconds"]
+    for fps, speed in report["speeds"].items():          # one clip for all rates, shown faster or more slowly
+        assert speed == pytest.approx(report["speeds"]["16.0"] * float(fps) / 16, rel=1e-6)
     assert (tmp_path / "0-9x32x16_9x32x24_9x32x32.pt").exists()
 
 

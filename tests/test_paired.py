@@ -53,6 +53,18 @@ def test_one_sign_and_a_mean_above_the_spread_is_luck_in_a_fifth_of_comparisons(
 
 def test_differences_without_a_spread_decide_nothing():
     assert paired.p_value([0.0, 0.0, 0.0]) == paired.p_value([1.0, 1.0, 1.0]) == 1.0
+    # Shares of 100 clips: the same differences, with the spread that other clips alone would give.
+    assert paired.drawn([3.0] * 5, 100) == pytest.approx(100 * math.sqrt(0.03 * 0.97 / 100))
+    draws = torch.distributions.Binomial(100, torch.tensor(0.03)).sample((100_000,))
+    assert paired.drawn([3.0] * 5, 100) == pytest.approx(draws.std().item(), rel=0.02)
+    least = paired.drawn([3.0] * 5, 100)
+    low, high = paired.interval([3.0] * 5, least=least)
+    assert high - low == pytest.approx(2 * 2.776 * least / math.sqrt(5), rel=1e-3)
+    assert 0.01 < paired.p_value([3.0] * 5, least=least) < 0.05
+    shares = [(100 * torch.tensor(clips / 100).item(), clips - 3.0) for clips in (25, 29, 31, 33, 37)]
+    rounded = [more - less for more, less in shares]                   # of float32: they are not quite equal
+    assert len(set(rounded)) > 1 and paired.p_value(rounded) == 1.0
+    assert paired.p_value([3.0, 3.0, 3.0, 3.0, 3.001]) < 1e-9
 
 
 # --- Holm ---------------------------------------------------------------------------------------------------

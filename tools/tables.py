@@ -135,7 +135,7 @@ def conditions_tables():
         f"The PSNR of the clips' own reconstructions is {psnr:.1f} dB."])
 
 
-ABLATIONS = ("claims", "claims3")
+ABLATIONS = ("claims", "texture", "decoders", "coordinates")
 
 
 def claims_text(name):

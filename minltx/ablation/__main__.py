@@ -167,7 +167,7 @@ def is_done(folder, idea, budget, digits="drawn", world="black"):
     such as an earlier version of the user's file, or other clips."""
     for path in (folder / "spec.json", folder / "report.json"):
         if path.exists():
-            run = read_own(path, "changes", "budget")
+            run = read_own(path, "idea", "changes", "budget")
             if identity_in(run) != identity(idea) or run["budget"] != budget:
                 raise ValueError(f"{folder} holds a run with another idea or budget: "
                                  "name another folder with --out")

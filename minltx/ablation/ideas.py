@@ -22,12 +22,12 @@ from minltx.losses import Critics, Discriminator
 from minltx.objectives import flow_objective, vae_objective
 from minltx.toy.captions import CaptionEncoder
 from minltx.toy.model import ToyModel
-from minltx.training.settings import RENAMED
 from minltx.vae import Decoder, Encoder
 
 # What is trained in each stage. "decoder": a new decoder for a frozen encoder; "both": VAE and transformer.
 PARTS = {"vae": ("vae",), "decoder": ("vae.decoder",), "dit": ("dit", "text"), "both": ("",)}
-HOOKS = ("encoder", "decoder", "build", "vae_objective", "flow_objective", "draw_t", "discriminator")
+HOOKS = ("encoder", "decoder", "build", "vae_objective", "flow_objective", "draw_t", "seen_fps",
+         "discriminator")
 
 
 class Idea:
@@ -77,6 +77,10 @@ class Idea:
     def draw_t(self, count, tokens, generator=None):
         """Training times (count,) of stage 2, see `flow.sample_t`; here without the settings' time_offset."""
         return sample_t(count, tokens, generator)
+
+    def seen_fps(self, fps, config):
+        """The frame rate by which coordinates count, in training and in sampling; config: the data's."""
+        return fps
 
     def discriminator(self, width):
         """The discriminator of stage 1, used where loss.adversarial is not 0; see `losses.Discriminator`."""
@@ -163,17 +167,6 @@ def combine(ideas):
 
 # --- Ideas as text: for the process of a run, and to recognise a finished run -------------------------------
 
-# Variants and fields have other names in reports from before they were classes, such as docs/results/claims3.
-OLD_VARIANTS = {
-    "model.dit.rope=inverse": "InverseDiT", "model.dit.rope=absolute": "AbsolutePositions",
-    "model.dit.rope=none": "UnrotatedDiT", "model.dit.qk_norm=none": "NoQKNorm",
-    "model.dit.qk_norm=layer": "LayerQKNorm", "model.dit.attention=space-time": "SpaceTime",
-    "times=uniform": "UniformTimes", "times=logit-normal": "LogitNormalTimes",
-    "seconds=False": "FramesNotSeconds", "loss.gan=ordinary": "OrdinaryGAN",
-    "model.vae.shared_logvar=False": "LogvarPerChannel",
-    "model.vae.timestep_conditioning=False": "Unconditioned"}
-
-
 def reference(cls):
     """A class -> "module:name", or "/folder/mine.py:name" of a class from a file."""
     return f"{cls.__module__}:{cls.__name__}"
@@ -198,13 +191,7 @@ def identity(idea):
 
 def identity_in(run):
     """The identity of the idea in a run's spec or report."""
-    names, changes = list(run.get("idea", [])), {}
-    for path, value in run["changes"].items():
-        if f"{path}={value}" in OLD_VARIANTS:
-            names.append(OLD_VARIANTS[f"{path}={value}"])
-        else:
-            changes[RENAMED.get(path, path)] = value
-    return {"idea": names, "changes": changes}
+    return {"idea": run["idea"], "changes": run["changes"]}
 
 
 def load_class(text):

@@ -51,18 +51,34 @@ def quantile(level, df):
 
 # --- One comparison -----------------------------------------------------------------------------------------
 
-def interval(differences, level=LEVEL):
-    """n >= 2 differences -> both ends of the interval that holds their true mean with this probability."""
-    n, mean, spread = len(differences), statistics.mean(differences), statistics.stdev(differences)
-    half = quantile(level, n - 1) * spread / math.sqrt(n)
+def spread(differences):
+    """The standard deviation of n >= 2 differences; 0 if they are equal up to the rounding of float32, as
+    differences of so many clips in a hundred can be."""
+    found = statistics.stdev(differences)
+    return found if found > 1e-5 * max(map(abs, differences)) else 0.0
+
+
+def drawn(differences, clips):
+    """The least standard deviation of differences of shares, in points of so many clips: a difference of 3 in
+    100 needs 3 clips that are judged differently, and with other clips their number varies as a binomial's.
+    A few seeds can agree better than that by luck."""
+    shares = [abs(difference) / 100 for difference in differences]
+    return 100 * math.sqrt(statistics.mean(share * (1 - share) for share in shares) / clips)
+
+
+def interval(differences, level=LEVEL, least=0.0):
+    """n >= 2 differences -> both ends of the interval that holds their true mean with this probability.
+    least: a spread that is known beforehand; a smaller one is luck."""
+    n, mean = len(differences), statistics.mean(differences)
+    half = quantile(level, n - 1) * max(spread(differences), least) / math.sqrt(n)
     return mean - half, mean + half
 
 
-def p_value(differences, null=0.0):
+def p_value(differences, null=0.0, least=0.0):
     """How often a true mean of `null` gives a mean as far away as this one. Differences that are all equal
     say nothing about their noise: 1."""
-    n, mean, spread = len(differences), statistics.mean(differences), statistics.stdev(differences)
-    return 1 - student(abs(mean - null) * math.sqrt(n) / spread, n - 1) if spread else 1.0
+    n, mean, noise = len(differences), statistics.mean(differences), max(spread(differences), least)
+    return 1 - student(abs(mean - null) * math.sqrt(n) / noise, n - 1) if noise else 1.0
 
 
 def holm(ps):

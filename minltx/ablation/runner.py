@@ -187,17 +187,17 @@ def train_and_judge(spec, folder):
     default_cost, cost = flops(Idea(), stage, digits), flops(idea, stage, digits)
     print(f"a step costs {cost / default_cost:.3f} times the default's")
     run, held_out = train(idea, settings_for(idea, stage, spec["budget"] * default_cost / cost), spec, folder)
-    figures, more = judge(run, held_out, spec)
+    figures, more = judge(run, held_out, spec, idea)
     return {"stage": stage, "level": spec["level"], **identity_in(spec), "seed": spec["seed"],
             "budget": spec["budget"], "digits": spec["digits"], "world": spec["world"],
             "settings": run.identity["settings"], "step_cost": cost / default_cost,
             "petaflops": spec["budget"] * default_cost / 1e15, "hardware": hardware(run.device),
-            "seconds": run.seconds, "judge": JUDGE, "figures": figures, **more}
+            "seconds": run.seconds, "judge": JUDGE, "prompts": spec["prompts"], "figures": figures, **more}
 
 
 # --- Judging ----------------------------------------------------------------------------------------------
 
-def judge(run, held_out, spec):
+def judge(run, held_out, spec, idea):
     """All figures of a run's stage by name, and what else its report contains."""
     model, seed, stage, prompts = run.model, run.seed, spec["stage"], spec["prompts"]
     classifier = DigitClassifier().eval()
@@ -215,12 +215,12 @@ def judge(run, held_out, spec):
             "first frame": image["first_frame_psnr"] - image["vae_first_frame_psnr"]}
         more["loss_by_t"] = [total / max(1, count) for total, count in run.by_t]
     if run.settings.clip_variants and stage == "dit":
-        more["speeds"] = judge_speeds(model, held_out, seed, prompts // 2)
+        more["speeds"] = judge_speeds(model, held_out, seed, prompts // 2, idea)
         figures["speed error"] = 100 * statistics.mean(abs(ratio - 1) for ratio in more["speeds"].values())
     if stage == "decoder":
         more["grid"] = judge_decoder(model, held_out, classifier, seed, prompts)
         digit = {(row["announced"], row["noise"]): row["generated digit"] for row in more["grid"]}
-        figures["generated digit"] = digit[0.05, 0.025]
+        figures["generated digit"] = digit[0.05, 0.025] if run.settings.noise_range else digit[0.0, 0.0]
         figures["t = 0.05 for 0"] = digit[0.05, 0.025] - digit[0.0, 0.0]
     return figures, more
 
@@ -263,14 +263,15 @@ def judge_decoder(model, held_out, classifier, seed, prompts):
     return rows
 
 
-def judge_speeds(model, held_out, seed, prompts):
-    """fps -> measured speed over the data's mean speed, for frame rates seen in training and for others."""
+def judge_speeds(model, held_out, seed, prompts, idea):
+    """fps at which clips are shown -> measured speed over the data's mean speed, for frame rates of the
+    training and for others. The idea says by which rate the model counts."""
     c = model.config.data
     scenes = held_out.choose(prompts, rng(seed, EVALUATION, 5), held_out=True)
     captions, seeds = [caption(scene) for scene in scenes], [2_000_000 + i for i in range(prompts)]
     ratios = {}
     for fps in (16.0, 20.0, 24.0, 28.0, 32.0):
-        video = model.generate(captions, seeds, fps=fps)
+        video = model.generate(captions, seeds, fps=idea.seen_fps(fps, c))
         track = centres(brightness(video))[0]                                           # (B, F, 2)
         speed = (track[:, -1] - track[:, 0]).norm(dim=-1).mean().item() * fps / (c.frames - 1)
         ratios[str(fps)] = speed / statistics.mean(c.speed)

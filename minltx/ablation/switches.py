@@ -108,6 +108,7 @@ UNITS = {"psnr": ("dB", 1), "psnr at 0.1": ("dB", 1), "first frame": ("dB", 1), 
          "validation": ("% of the loss", None), "digit read": ("points", 1), "digit": ("points", 1),
          "direction": ("points", 1), "image direction": ("points", 1), "generated digit": ("points", 1),
          "t = 0.05 for 0": ("points", 1), "speed error": ("points", 1)}
+SHARES = {figure for figure, (unit, _) in UNITS.items() if unit == "points"} - {"speed error"}   # of clips
 # How long a run is: times the short toy's own steps, itself times --budget.
 LENGTH = {"vae": 0.3, "decoder": 0.4, "dit": 0.6, "both": 0.4}
 

@@ -10,14 +10,12 @@ import statistics
 from pathlib import Path
 
 from minltx.ablation.ideas import identity, identity_in
-from minltx.ablation.paired import FEWEST, FOUND, LEVEL, holm, interval, p_value, visible
-from minltx.ablation.switches import STAGES, UNITS
+from minltx.ablation.paired import FEWEST, FOUND, LEVEL, drawn, holm, interval, p_value, spread, visible
+from minltx.ablation.switches import SHARES, STAGES, UNITS
 from minltx.ablation.variants import Unconditioned
 from minltx.files import put_in_place
 from minltx.video.plots import save_curves, save_dots
 
-# Levels that had another name when docs/results/claims3 was stored; their folders keep it.
-OLD_LEVELS = {"unconditioned": "not told", "conditioned without noise": "told without noise"}
 PERCENT, LUCK = f"{100 * LEVEL:.0f} %", f"{1 - LEVEL:.2g}"
 LEGEND = f"""`0.912 ± 0.021 (+0.036 ± 0.085*)`: mean ± standard deviation over seeds; in brackets
 the difference from the first level, paired by seed, ± half of its {PERCENT} interval (Student's t).
@@ -35,7 +33,7 @@ this size would be found by {100 * FOUND:.0f} % of such tables, if the seeds dif
 
 def folder_of(name, level, stage, idea, seed):
     """A run's folder inside --out. The runs of the default are shared by all switches of a stage."""
-    label = f"{name}={OLD_LEVELS.get(level, level)}".replace(" ", "_").replace("/", "_")
+    label = f"{name}={level}".replace(" ", "_").replace("/", "_")
     return Path(stage) / (label if idea.classes or idea.changes else "reference") / f"seed{seed}"
 
 
@@ -54,17 +52,19 @@ def read(out, rows):
     return found
 
 
-def compare(values, reference):
+def compare(values, reference, clips=None):
     """Values and the reference's values by seed -> mean and spread; over the seeds that both have, the mean
-    difference, its spread, its interval and p (None for a single seed). A spread is a standard deviation."""
+    difference, its spread, its interval and p (None for a single seed). A spread is a standard deviation.
+    clips: of how many the values are shares, see `paired.drawn`."""
     differences = [a - b for a, b in zip(values, reference)]
     several = len(differences) > 1
-    low, high = interval(differences) if several else (None, None)
+    least = drawn(differences, clips) if clips else 0.0
+    low, high = interval(differences, least=least) if several else (None, None)
     return {"seeds": len(differences), "mean": statistics.mean(values),
             "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
             "difference": statistics.mean(differences),
             "difference_spread": statistics.stdev(differences) if several else 0.0,
-            "low": low, "high": high, "p": p_value(differences) if several else None}
+            "low": low, "high": high, "p": p_value(differences, least=least) if several else None}
 
 
 def collect(out, rows):
@@ -76,8 +76,11 @@ def collect(out, rows):
             if reports and all(figure in report["figures"] for report in reports):
                 values = [report["figures"][figure] for report in reports]
                 reference, reference_values = first.setdefault((name, figure), (level, values))
+                # Older reports do not say how many; all of these had the default of --prompts.
+                clips = min(report.get("prompts", 100) for report in reports) if figure in SHARES else None
                 lines.append({"switch": name, "level": level, "stage": stage, "figure": figure,
-                              "reference": reference, **compare(values, reference_values),
+                              "reference": reference, "clips": clips,
+                              **compare(values, reference_values, clips),
                               "corrected": None, "values": values})
     for stage in {line["stage"] for line in lines}:
         correct([line for line in lines if line["stage"] == stage and line["level"] != line["reference"]])
@@ -98,8 +101,8 @@ def comparisons(name, switch, lines):
     positive where they support the claim."""
     unit, scale = UNITS.get(switch.figure, ("", 1))
     sign = 1 if STAGES[switch.stage].get(switch.figure) else -1
-    values_of = {line["level"]: line["values"] for line in lines
-                 if line["switch"] == name and line["figure"] == switch.figure}
+    own = [line for line in lines if line["switch"] == name and line["figure"] == switch.figure]
+    values_of, clips = {line["level"]: line["values"] for line in own}, own[0].get("clips") if own else None
     if len(values_of) == 1 == len(switch.levels):
         values_of["0"] = [0.0] * len(values_of[switch.better])
     found, better = [], values_of.pop(switch.better, None)
@@ -108,7 +111,7 @@ def comparisons(name, switch, lines):
         differences = [factor * (a - b) for a, b in zip(better, values)]
         found.append({"claim": switch.claim, "switch": name, "level": switch.better, "other": level,
                       "unit": unit, "allowed": switch.allowed, "seeds": len(differences),
-                      "differences": differences})
+                      "differences": differences, "least": drawn(differences, clips) if clips else 0.0})
     return found
 
 
@@ -120,15 +123,16 @@ def verdicts(lines, switches):
     for found in family:
         differences, found["corrected"] = found["differences"], None
         found["effect"], enough = statistics.mean(differences), found["seeds"] >= FEWEST
-        found["low"], found["high"] = interval(differences) if enough else (None, None)
-        found["p"] = p_value(differences, -found["allowed"]) if enough else None
+        found["low"], found["high"] = interval(differences, least=found["least"]) if enough else (None, None)
+        found["p"] = p_value(differences, -found["allowed"], found["least"]) if enough else None
     correct(family)
     count = sum(found["seeds"] >= FEWEST for found in family)
     for found in family:
         found["verdict"] = word(found["low"], found["high"], found["corrected"], found["allowed"])
         found["visible"] = None
         if found["seeds"] >= FEWEST:
-            found["visible"] = visible(found["seeds"], count) * statistics.stdev(found["differences"])
+            noise = max(spread(found["differences"]), found["least"])
+            found["visible"] = visible(found["seeds"], count) * noise
     return family
 
 
