@@ -58,9 +58,9 @@ def test_differences_without_a_spread_decide_nothing():
     draws = torch.distributions.Binomial(100, torch.tensor(0.03)).sample((100_000,))
     assert paired.drawn([3.0] * 5, 100) == pytest.approx(draws.std().item(), rel=0.02)
     least = paired.drawn([3.0] * 5, 100)
-    low, high = paired.interval([3.0] * 5, least=least)
+    low, high = paired.interval([3.0] * 5, clips=100)
     assert high - low == pytest.approx(2 * 2.776 * least / math.sqrt(5), rel=1e-3)
-    assert 0.01 < paired.p_value([3.0] * 5, least=least) < 0.05
+    assert 0.01 < paired.p_value([3.0] * 5, clips=100) < 0.05
     shares = [(100 * torch.tensor(clips / 100).item(), clips - 3.0) for clips in (25, 29, 31, 33, 37)]
     rounded = [more - less for more, less in shares]                   # of float32: they are not quite equal
     assert len(set(rounded)) > 1 and paired.p_value(rounded) == 1.0

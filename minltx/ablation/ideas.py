@@ -10,6 +10,7 @@ import importlib.util
 import json
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -71,6 +72,7 @@ class Idea:
 
     def flow_objective(self, model, batch, recipe, generator):
         """The loss of stage 2, t (B,) and error (B,), see `objectives.flow_objective`."""
+        batch = replace(batch, fps=self.seen_fps(batch.fps, model.config.data))
         own = type(self).draw_t is not Idea.draw_t            # otherwise with the recipe's offset
         return flow_objective(model, batch, recipe, generator, self.draw_t if own else None)
 

@@ -51,11 +51,12 @@ def quantile(level, df):
 
 # --- One comparison -----------------------------------------------------------------------------------------
 
-def spread(differences):
-    """The standard deviation of n >= 2 differences; 0 if they are equal up to the rounding of float32, as
-    differences of so many clips in a hundred can be."""
+def spread(differences, clips=None):
+    """The standard deviation of n >= 2 differences; 0 if they are equal up to the rounding of float32.
+    Differences of shares, in points of so many `clips`, have at least the one that is `drawn`."""
     found = statistics.stdev(differences)
-    return found if found > 1e-5 * max(map(abs, differences)) else 0.0
+    found = found if found > 1e-5 * max(map(abs, differences)) else 0.0
+    return max(found, drawn(differences, clips)) if clips else found
 
 
 def drawn(differences, clips):
@@ -66,18 +67,18 @@ def drawn(differences, clips):
     return 100 * math.sqrt(statistics.mean(share * (1 - share) for share in shares) / clips)
 
 
-def interval(differences, level=LEVEL, least=0.0):
+def interval(differences, level=LEVEL, clips=None):
     """n >= 2 differences -> both ends of the interval that holds their true mean with this probability.
-    least: a spread that is known beforehand; a smaller one is luck."""
+    clips: see `spread`."""
     n, mean = len(differences), statistics.mean(differences)
-    half = quantile(level, n - 1) * max(spread(differences), least) / math.sqrt(n)
+    half = quantile(level, n - 1) * spread(differences, clips) / math.sqrt(n)
     return mean - half, mean + half
 
 
-def p_value(differences, null=0.0, least=0.0):
+def p_value(differences, null=0.0, clips=None):
     """How often a true mean of `null` gives a mean as far away as this one. Differences that are all equal
     say nothing about their noise: 1."""
-    n, mean, noise = len(differences), statistics.mean(differences), max(spread(differences), least)
+    n, mean, noise = len(differences), statistics.mean(differences), spread(differences, clips)
     return 1 - student(abs(mean - null) * math.sqrt(n) / noise, n - 1) if noise else 1.0
 
 

@@ -143,9 +143,6 @@ class LogitNormalTimes(Idea):
 class FramesNotSeconds(Idea):
     """RoPE gets the same frame rate for all clips, so coordinates count frames, not seconds."""
 
-    def flow_objective(self, model, batch, recipe, generator):
-        return super().flow_objective(model, replace(batch, fps=model.config.data.fps), recipe, generator)
-
     def seen_fps(self, fps, config):
         return config.fps
 

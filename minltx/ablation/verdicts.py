@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from minltx.ablation.ideas import identity, identity_in
-from minltx.ablation.paired import FEWEST, FOUND, LEVEL, drawn, holm, interval, p_value, spread, visible
+from minltx.ablation.paired import FEWEST, FOUND, LEVEL, holm, interval, p_value, spread, visible
 from minltx.ablation.switches import SHARES, STAGES, UNITS
 from minltx.ablation.variants import Unconditioned
 from minltx.files import put_in_place
@@ -55,16 +55,15 @@ def read(out, rows):
 def compare(values, reference, clips=None):
     """Values and the reference's values by seed -> mean and spread; over the seeds that both have, the mean
     difference, its spread, its interval and p (None for a single seed). A spread is a standard deviation.
-    clips: of how many the values are shares, see `paired.drawn`."""
+    clips: of how many the values are shares, see `paired.spread`."""
     differences = [a - b for a, b in zip(values, reference)]
     several = len(differences) > 1
-    least = drawn(differences, clips) if clips else 0.0
-    low, high = interval(differences, least=least) if several else (None, None)
+    low, high = interval(differences, clips=clips) if several else (None, None)
     return {"seeds": len(differences), "mean": statistics.mean(values),
             "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
             "difference": statistics.mean(differences),
             "difference_spread": statistics.stdev(differences) if several else 0.0,
-            "low": low, "high": high, "p": p_value(differences, least=least) if several else None}
+            "low": low, "high": high, "p": p_value(differences, clips=clips) if several else None}
 
 
 def collect(out, rows):
@@ -111,7 +110,7 @@ def comparisons(name, switch, lines):
         differences = [factor * (a - b) for a, b in zip(better, values)]
         found.append({"claim": switch.claim, "switch": name, "level": switch.better, "other": level,
                       "unit": unit, "allowed": switch.allowed, "seeds": len(differences),
-                      "differences": differences, "least": drawn(differences, clips) if clips else 0.0})
+                      "differences": differences, "clips": clips})
     return found
 
 
@@ -123,15 +122,15 @@ def verdicts(lines, switches):
     for found in family:
         differences, found["corrected"] = found["differences"], None
         found["effect"], enough = statistics.mean(differences), found["seeds"] >= FEWEST
-        found["low"], found["high"] = interval(differences, least=found["least"]) if enough else (None, None)
-        found["p"] = p_value(differences, -found["allowed"], found["least"]) if enough else None
+        found["low"], found["high"] = interval(differences, clips=found["clips"]) if enough else (None, None)
+        found["p"] = p_value(differences, -found["allowed"], found["clips"]) if enough else None
     correct(family)
     count = sum(found["seeds"] >= FEWEST for found in family)
     for found in family:
         found["verdict"] = word(found["low"], found["high"], found["corrected"], found["allowed"])
         found["visible"] = None
         if found["seeds"] >= FEWEST:
-            noise = max(spread(found["differences"]), found["least"])
+            noise = spread(found["differences"], found["clips"])
             found["visible"] = visible(found["seeds"], count) * noise
     return family
 

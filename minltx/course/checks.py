@@ -389,14 +389,15 @@ def describe(c, call):
     """The inputs of a call in words: "for x0 (3, 2), t (3,) [0.5, 0, 1], fps 24.0"."""
     shown = []
     for name, a in zip(signature(c.reference).parameters, call.arguments):
+        if callable(a):
+            continue
         if torch.is_tensor(a):
             name += f" {tuple(a.shape)}" + (" float64" if a.dtype == torch.float64 else "")
         elif not isinstance(a, list):
             name += f" {a!r}"[:60]
         if isinstance(a, list) or torch.is_tensor(a) and a.ndim == 1:
             name += f" [{', '.join([*(f'{x:.4g}' for x in a[:6]), *['...'] * (len(a) > 6)])}]"
-        if not callable(a):
-            shown.append(name)
+        shown.append(name)
     return f"for {', '.join(shown)}"
 
 
